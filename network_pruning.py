@@ -1,0 +1,803 @@
+#!/usr/bin/env python3
+"""Sparsity-against-accuracy curves of pruned MNIST and Fashion-MNIST classifiers.
+
+Trains dense ReLU networks, removes a growing share of their hidden weights (the smallest in
+magnitude) or of their hidden neurons (the smallest in L2 norm) without any further training, and
+plots the test accuracy of what is left: mean and spread over several networks, with removal at
+random as a control.
+
+    python network_pruning.py             writes a PNG and a CSV per data set to plots/
+    python network_pruning.py --help      lists the options
+
+The pruning functions are pure NumPy and take the kernels of any Keras model:
+
+    from network_pruning import prune_neurons, prune_weights
+"""
+
+import argparse
+import contextlib
+import csv
+import functools
+import gzip
+import importlib.metadata
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+# TensorFlow, Keras, Matplotlib and scikit-learn take seconds to import. Only the functions that
+# need them import them, so that --help, a wrong option or an import of this file answers at once.
+
+# ---------------------------------------------------------------------------------- constants
+
+HIDDEN_UNITS = (1000, 1000, 500, 200)
+EPOCHS = 10
+BATCH_SIZE = 128  # images
+LEARNING_RATE = 1e-3
+ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8  # TensorFlow 1's defaults
+RUNS = 3  # networks per data set
+SEED = 0  # of the first run
+SPARSITIES = (0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
+
+DOWNLOADED = ("mnist", "fashion_mnist")  # by keras.datasets
+EMBEDDED = "digits"  # in scikit-learn
+TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "scikit-learn digits"}
+CLASSES = 10  # of each data set
+IDX_FILES = {  # published name: dimensions
+    "train-images-idx3-ubyte": 3,
+    "train-labels-idx1-ubyte": 1,
+    "t10k-images-idx3-ubyte": 3,
+    "t10k-labels-idx1-ubyte": 1,
+}
+IDX_UNSIGNED_BYTE = 8  # the header's code for the type of the elements
+IDX_LIMIT = 2**30  # bytes; MNIST's largest file unpacks to 47 million
+DOWNLOAD_TIMEOUT = 10  # seconds without a sign of life
+DIGITS_TEST_SHARE = 0.2
+
+SECONDS_PER_CALL = 1.0  # of training, between two returns to Python
+FIRST_CALL_BATCHES = 8  # before the speed is known
+
+DECIMALS = 6  # of the CSV; the table and the plot show the same rounded values
+FIGURE_INCHES, FIGURE_DPI = (8, 5.6), 150
+TICK_DISTANCE = 0.04  # of the axis's length, at least
+# Blue and orange differ in hue for every kind of colour vision and in lightness when printed in
+# grey; the controls are pale and thin.
+METHODS = {
+    "weight": dict(label="weights of smallest magnitude", color="#00508f", marker="o"),
+    "neuron": dict(label="neurons of smallest L2 norm", color="#e07b00", marker="s", ls="--"),
+    "random_weight": dict(label="weights at random", color="#777777", marker="o", ls=":"),
+    "random_neuron": dict(label="neurons at random", color="#aaaaaa", marker="s", ls=":"),
+}
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: the culprit and the cure."""
+
+    status = 1  # of the process
+
+
+class OptionError(UserError):
+    """A wrong option on the command line."""
+
+    status = 2
+
+
+# --------------------------------------------------------------------------------------- data
+
+
+class Dataset(NamedTuple):
+    """Images [n, height, width] of unsigned bytes up to `white`, and their labels [n]."""
+
+    name: str
+    source: str
+    white: int
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+def load_datasets(names, data_dir):
+    """Load the named data sets; where none is named, MNIST and Fashion-MNIST.
+
+    Only if nothing is named and neither of these can be downloaded, the embedded digits stand in.
+    Raises UserError for a data set that cannot be had.
+    """
+    if names or data_dir:
+        return [load_dataset(name, data_dir) for name in names or DOWNLOADED]
+    loaded, failures = [], []
+    for name in DOWNLOADED:
+        try:
+            loaded.append(load_dataset(name, data_dir))
+        except UserError as error:
+            failures.append(error)
+    if loaded and failures:
+        raise UserError(f"{failures[0]}; or pass --datasets {loaded[0].name} to run without it")
+    if failures:
+        print(f"{failures[0]}\nUsing the embedded {EMBEDDED} instead.", file=sys.stderr)
+    return loaded or [load_dataset(EMBEDDED, data_dir)]
+
+
+def load_dataset(name, data_dir):
+    """Load one data set, from the IDX files below `data_dir` if given, and check it."""
+    if name == EMBEDDED:
+        dataset = load_digits()
+    elif data_dir:
+        folder = data_dir / name
+        arrays = [read_idx(find_idx(folder, file), IDX_FILES[file]) for file in IDX_FILES]
+        dataset = Dataset(name, str(folder), 255, *arrays)
+    else:
+        dataset = download(name)
+    check_dataset(dataset)
+    return dataset
+
+
+def find_idx(folder, file):
+    """Return the path of an IDX file in `folder`, compressed or plain."""
+    for path in (folder / f"{file}.gz", folder / file):
+        if path.exists():
+            return path
+    raise UserError(f"{folder / file}.gz is missing, and so is the file without .gz")
+
+
+def read_idx(path, dimensions):
+    """Read an IDX file of unsigned bytes, gzip-compressed if its name ends in .gz.
+
+    Returns a uint8 array of that many dimensions. Reads no more than the header promises. Raises
+    UserError, naming the file, if it is damaged or holds something else.
+    """
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            magic, header = file.read(4), file.read(4 * dimensions)
+            shape = np.frombuffer(header, ">u4", count=len(header) // 4).tolist()
+            size = math.prod(shape)
+            if magic != bytes((0, 0, IDX_UNSIGNED_BYTE, dimensions)) or len(shape) < dimensions:
+                raise UserError(f"{path} is no IDX file of bytes in {dimensions} dimension(s)")
+            if size > IDX_LIMIT:
+                raise UserError(f"{path} promises {size} bytes of data, more than {IDX_LIMIT}")
+            data = file.read(size + 1)  # one more, to find out whether the file ends there
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if len(data) != size:
+        found = "more" if len(data) > size else len(data)
+        raise UserError(f"{path} promises {size} bytes of data but holds {found}")
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def download(name):
+    """Load a data set by keras.datasets, which downloads it once and caches it."""
+    import keras
+
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        train, test = getattr(keras.datasets, name).load_data()
+    except Exception as error:  # what Keras raises for a failed download
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{name} cannot be downloaded ({reason}); if you have its files, pass --data-dir DIR "
+            f"with DIR/{name}/{next(iter(IDX_FILES))}.gz and so on"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return Dataset(name, "keras.datasets", 255, *train, *test)
+
+
+def load_digits():
+    """Load the handwritten digits that ship inside scikit-learn, 1,797 images of 8 x 8."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits().images.astype(np.uint8), load_digits().target
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images,
+        labels,
+        test_size=DIGITS_TEST_SHARE,
+        stratify=labels,
+        random_state=0,  # the same split for every seed, so that runs compare
+    )
+    arrays = train_images, train_labels, test_images, test_labels
+    return Dataset(EMBEDDED, "scikit-learn", 16, *arrays)
+
+
+def check_dataset(dataset):
+    """Raise UserError unless images and labels fit each other and the network."""
+    _, _, _, train_images, train_labels, test_images, test_labels = dataset
+    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+        if images.size == 0:
+            problem = "an empty set"
+        elif len(images) != len(labels):
+            problem = f"{len(images)} images but {len(labels)} labels"
+        elif labels.max() >= CLASSES:
+            problem = f"a label {labels.max()}, above {CLASSES - 1}"
+        elif images.shape[1:] != train_images.shape[1:]:
+            problem = f"test images of another shape, {images.shape[1:]}, than in training"
+        else:
+            continue
+        raise UserError(f"{dataset.name} from {dataset.source} has {problem}")
+
+
+def check_batch_size(batch_size, datasets):
+    """Raise OptionError if a batch would be larger than a training set."""
+    for dataset in datasets:
+        if batch_size > (images := len(dataset.train_images)):
+            raise OptionError(f"--batch-size {batch_size}: {dataset.name} has only {images} images")
+
+
+# ------------------------------------------------------------------------------------ pruning
+# NumPy in, NumPy out. The weights or units of a kernel are ranked once, the least important
+# first; every level of sparsity then removes the head of that ranking.
+
+
+def prune_weights(kernel, sparsity):
+    """Return a copy of a kernel with its weights of smallest magnitude set to 0.
+
+    One-shot magnitude pruning (Han et al. 2015, "Learning both Weights and Connections for
+    Efficient Neural Networks"). Exactly `round(sparsity * kernel.size)` weights are removed, as by
+    torch.nn.utils.prune; of equal ones the first in C order go first. A higher sparsity removes a
+    superset of what a lower one removes.
+
+    kernel: [fan_in, units], or [..., units] as in a convolution, finite. sparsity: a fraction in
+    [0, 1]. Raises ValueError for anything else.
+    """
+    kernel = check_prunable(kernel, sparsity)
+    return zero_lowest(kernel, rank(np.abs(kernel)), sparsity)
+
+
+def prune_neurons(kernel, sparsity):
+    """Return a copy of a kernel with its units of smallest L2 norm set to 0.
+
+    A unit's norm is that of its incoming weights, which all go with it (Li et al. 2017, "Pruning
+    Filters for Efficient ConvNets", there with the L1 norm). Exactly `round(sparsity * units)`
+    units are removed; of equal ones the first go first. A higher sparsity removes a superset of
+    what a lower one removes. A removed unit that has a bias still outputs a constant: set its bias
+    to 0 as well.
+
+    kernel: [fan_in, units], or [..., units] as in a convolution, finite. sparsity: a fraction in
+    [0, 1]. Raises ValueError for anything else.
+    """
+    kernel = check_prunable(kernel, sparsity)
+    return zero_lowest(kernel, rank(unit_norms(kernel)), sparsity)
+
+
+def check_prunable(kernel, sparsity):
+    """Return `kernel` as an array; raise ValueError if it or `sparsity` is unfit for pruning."""
+    kernel = np.asarray(kernel)
+    if kernel.ndim < 2:
+        raise ValueError(f"a kernel has shape [fan_in, units], not {list(kernel.shape)}")
+    if not np.isfinite(kernel).all():
+        raise ValueError("the kernel has weights that are not finite")
+    if not 0 <= sparsity <= 1:  # true of nan as well
+        raise ValueError(f"sparsity is a fraction in [0, 1], not {sparsity}")
+    return kernel
+
+
+def unit_norms(kernel):
+    """L2 norm of each unit's incoming weights, [units]."""
+    # float64, in which the squares of float32 weights neither overflow nor vanish
+    return np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]).astype(np.float64), axis=0)
+
+
+def rank(scores):
+    """Place of each score in ascending order, from 0; of equal scores the first comes first."""
+    places = np.empty(scores.size, np.int64)
+    places[np.argsort(scores, axis=None, kind="stable")] = np.arange(scores.size)
+    return places.reshape(scores.shape)
+
+
+def zero_lowest(kernel, ranks, sparsity):
+    """Copy a kernel [..., units] with the `round(sparsity * ranks.size)` lowest ranks set to 0.
+
+    ranks: a permutation of 0, 1, 2, ... in the shape of the kernel to remove weights, or [units].
+    """
+    return np.where(ranks >= round(sparsity * ranks.size), kernel, kernel.dtype.type(0))
+
+
+def rank_for(method, kernel, rng):
+    """Rank what one of METHODS removes from a kernel; see `zero_lowest`."""
+    if method == "weight":
+        return rank(np.abs(kernel))
+    if method == "neuron":
+        return rank(unit_norms(kernel))
+    # the controls remove as many weights or units, in random order
+    shape = kernel.shape if method == "random_weight" else kernel.shape[-1:]
+    return rng.permutation(math.prod(shape)).reshape(shape)
+
+
+# ------------------------------------------------------------------------------------- device
+
+
+def set_up_device():
+    """Ready TensorFlow on the first GPU, or else the CPU, and return its name.
+
+    Whatever the device, float32 products are float32 and a seed gives the same network each time.
+    """
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # rounds to 10 bits
+    tf.config.threading.set_inter_op_parallelism_threads(1)  # the work is one chain of products
+    gpus = tf.config.list_physical_devices("GPU")[:1]
+    if not gpus:
+        return f"CPU, {cpu_name()}"
+    tf.config.set_visible_devices(gpus, "GPU")
+    tf.config.experimental.set_memory_growth(gpus[0], True)
+    details = tf.config.experimental.get_device_details(gpus[0])
+    return f"GPU, {details.get('device_name', 'unnamed')}"
+
+
+def cpu_name():
+    """Return the processor's name, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def idle_gpu():
+    """Return the name of this machine's NVIDIA GPU, or "" if it has none or it is hidden."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ""
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+        return answer.stdout.partition("\n")[0].strip()
+    return ""
+
+
+def announce(datasets, device):
+    """Print what is about to be used and, for a GPU that TensorFlow cannot use, the cure."""
+    for dataset in datasets:
+        sizes = f"{len(dataset.train_images)} training and {len(dataset.test_images)} test images"
+        print(f"data: {TITLES[dataset.name]} from {dataset.source}, {sizes}")
+    print(f"device: {device}", flush=True)
+    if not device.startswith("GPU") and (gpu := idle_gpu()):
+        wanted = f"tensorflow[and-cuda]=={importlib.metadata.version('tensorflow')}"
+        cure = f'{sys.executable} -m pip install "{wanted}"'
+        print(f"TensorFlow cannot use the GPU, {gpu}. To mend it: {cure}", file=sys.stderr)
+
+
+# ----------------------------------------------------------------------------------- training
+
+
+class Network(NamedTuple):
+    """Kernels [fan_in, units] from first to output, and the output layer's bias [classes].
+
+    Hidden layers have no bias: a unit without incoming weights outputs 0, it really is gone.
+    """
+
+    kernels: list
+    bias: np.ndarray
+
+
+def logits(network, images):
+    """Logits [n, classes] of a network for images [n, pixels]."""
+    import tensorflow as tf
+
+    *hidden, output = network.kernels
+    for kernel in hidden:
+        images = tf.nn.relu(tf.matmul(images, kernel))
+    return tf.matmul(images, output) + network.bias
+
+
+@functools.cache
+def compiled_training():
+    """Return `train_batches`, which TensorFlow traces once for each shape of network and data.
+
+    The loop over batches runs inside TensorFlow, and the update is its fused Adam operation: the
+    Adam of Keras 3, a chain of elementwise operations, costs a good part of a training step.
+    """
+    import tensorflow as tf
+
+    @tf.function
+    def train_batches(network, moments, images, labels, order, span, step, batch_size, rate):
+        """Train on images order[span[0]:span[1]], the first batch being number `step` from 1.
+
+        moments: Adam's two variables for each kernel and the bias. Returns the mean loss.
+        """
+        variables, total = [*network.kernels, network.bias], 0.0
+        for start in tf.range(span[0], span[1], batch_size):
+            batch = order[start : start + batch_size]
+            with tf.GradientTape() as tape:
+                outputs = logits(network, tf.gather(images, batch))
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                    tf.gather(labels, batch), outputs
+                )
+                loss = tf.reduce_mean(losses)
+            gradients = tape.gradient(loss, variables)
+            for variable, (first, second), gradient in zip(variables, moments, gradients):
+                tf.raw_ops.ResourceApplyAdam(
+                    var=variable.handle,
+                    m=first.handle,
+                    v=second.handle,
+                    beta1_power=ADAM_BETA_1**step,
+                    beta2_power=ADAM_BETA_2**step,
+                    lr=rate,
+                    beta1=ADAM_BETA_1,
+                    beta2=ADAM_BETA_2,
+                    epsilon=ADAM_EPSILON,
+                    grad=gradient,
+                )
+            step += 1.0
+            total += tf.reduce_sum(losses)
+        return total / tf.cast(span[1] - span[0], tf.float32)
+
+    return train_batches
+
+
+def glorot_uniform(rng, fan_in, units):
+    """Draw a float32 kernel [fan_in, units] (Glorot and Bengio 2010)."""
+    limit = math.sqrt(6 / (fan_in + units))
+    return rng.uniform(-limit, limit, (fan_in, units)).astype(np.float32)
+
+
+def paced(epochs, images, batch_size):
+    """Yield (epoch, first, last): each epoch's images in spans of whole batches.
+
+    A span takes the consumer about SECONDS_PER_CALL, whatever the machine and the network, so that
+    the progress bar moves and Ctrl-C is heard; a fast GPU gets a whole epoch at a time.
+    """
+    span = FIRST_CALL_BATCHES * batch_size
+    for epoch in range(1, epochs + 1):
+        last = 0
+        while last < images:
+            first, last = last, min(last + span, images)
+            began = time.perf_counter()
+            yield epoch, first, last
+            speed = (last - first) / (time.perf_counter() - began)
+            span = batch_size * max(1, int(SECONDS_PER_CALL * speed / batch_size))
+
+
+def train(images, labels, recipe, rng):
+    """Train a Network by Adam on softmax cross-entropy; an epoch is a permutation of the images.
+
+    images: tensor [n, pixels] in [0, 1]. labels: tensor [n] of int64. recipe: has hidden_units,
+    epochs, batch_size and learning_rate. rng: draws initial kernels and data order. Raises
+    UserError when the loss is no longer finite.
+    """
+    import keras
+    import tensorflow as tf
+
+    sizes = [images.shape[1], *recipe.hidden_units, CLASSES]
+    kernels = [tf.Variable(glorot_uniform(rng, *shape)) for shape in zip(sizes, sizes[1:])]
+    network = Network(kernels, tf.Variable(tf.zeros(CLASSES)))
+    moments = [
+        (tf.Variable(tf.zeros_like(variable)), tf.Variable(tf.zeros_like(variable)))
+        for variable in [*kernels, network.bias]
+    ]
+    batch_size, rate = tf.constant(recipe.batch_size), tf.constant(recipe.learning_rate)
+    steps = recipe.epochs * math.ceil(len(images) / recipe.batch_size)
+    verbose = 1 if sys.stdout.isatty() else 2  # 2 prints a line at the end, which suits a log
+    bar = keras.utils.Progbar(steps, verbose=verbose, stateful_metrics=["loss"])
+    done = 0  # steps
+    for epoch, *span in paced(recipe.epochs, len(images), recipe.batch_size):
+        if span[0] == 0:
+            order = tf.constant(rng.permutation(len(images)))
+        # tensors, since TensorFlow would trace the loop anew for every new Python number
+        place = order, tf.constant(span), tf.constant(done + 1.0)
+        loss = compiled_training()(network, moments, images, labels, *place, batch_size, rate)
+        if not np.isfinite(loss):
+            raise UserError(
+                f"training failed in epoch {epoch}: the loss is {loss:g}; "
+                f"pass a --learning-rate below {recipe.learning_rate:g}"
+            )
+        done += math.ceil((span[1] - span[0]) / recipe.batch_size)
+        bar.update(done, [("loss", float(loss))])
+    return Network([kernel.numpy() for kernel in kernels], network.bias.numpy())
+
+
+# -------------------------------------------------------------------------------------- sweep
+
+
+def evaluate(network, images, labels):
+    """Accuracy in [0, 1] and mean cross-entropy loss in nats, over all `images` at once.
+
+    images: tensor [n, pixels]. labels: array [n].
+    """
+    outputs = logits(network, images).numpy().astype(np.float64)
+    outputs -= outputs.max(axis=1, keepdims=True)  # keeps exp from overflowing
+    losses = np.log(np.exp(outputs).sum(axis=1)) - outputs[np.arange(len(labels)), labels]
+    return float(np.mean(outputs.argmax(axis=1) == labels)), float(losses.mean())
+
+
+def sweep(network, images, labels, sparsities, rng):
+    """Prune a network by each method to each sparsity and evaluate what is left.
+
+    Every level starts from the trained kernels. The output kernel stays whole: its units are the
+    classes. images: tensor [n, pixels]. labels: array [n]. rng: draws the controls. Returns a
+    list of dicts, the CSV's columns from `method` on.
+    """
+    *hidden, output = network.kernels
+    rows = []
+    for method in METHODS:
+        ranks = [rank_for(method, kernel, rng) for kernel in hidden]
+        for sparsity in sparsities:
+            pruned = [zero_lowest(*pair, sparsity) for pair in zip(hidden, ranks)]
+            accuracy, loss = evaluate(Network([*pruned, output], network.bias), images, labels)
+            measured = {
+                "achieved_sparsity": share_of_zeros(pruned),
+                "test_accuracy": accuracy,
+                "test_loss": loss,
+            }
+            measured = {name: round(value, DECIMALS) for name, value in measured.items()}
+            rows.append({"method": method, "sparsity": sparsity, **measured})
+    return rows
+
+
+def share_of_zeros(kernels):
+    """Share of all weights of `kernels` that are exactly 0."""
+    return 1 - sum(map(np.count_nonzero, kernels)) / sum(kernel.size for kernel in kernels)
+
+
+# ------------------------------------------------------------------------------------ results
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a path to write to, which takes the place of `path` only once it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_csv(path, rows):
+    """Write the rows, one per run, method and sparsity, under their column names."""
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def levels_of(rows):
+    """Return the sparsities of the rows in ascending order."""
+    return sorted({row["sparsity"] for row in rows})
+
+
+def summarise(rows, method, column):
+    """Mean and sample standard deviation over the runs of one method's column, [levels] each.
+
+    The standard deviation of a single run is given as 0.
+    """
+    rows = [row for row in rows if row["method"] == method]
+    values = [[row[column] for row in rows if row["sparsity"] == s] for s in levels_of(rows)]
+    deviation = np.std(values, axis=1, ddof=1) if len(values[0]) > 1 else np.zeros(len(values))
+    return np.mean(values, axis=1), deviation
+
+
+def table(rows):
+    """Lay out mean test accuracy and its standard deviation, a line per sparsity."""
+    lines = ["sparsity" + "".join(f"{method:>18}" for method in METHODS)]
+    columns = [zip(*summarise(rows, method, "test_accuracy")) for method in METHODS]
+    for sparsity, *cells in zip(levels_of(rows), *columns):
+        texts = (f"{mean:.4f} \u00b1 {deviation:.4f}" for mean, deviation in cells)
+        lines.append(f"{sparsity:<8g}" + "".join(f"{text:>18}" for text in texts))
+    return "\n".join(lines)
+
+
+def axis_positions(levels):
+    """Place sparsities on an axis that is logarithmic in the share kept, 1 - sparsity.
+
+    So the decade from 0.9 to 0.99, where curves fall, gets as much room as that from 0 to 0.9. A
+    sparsity of 1, which keeps nothing, goes half a decade beyond the others.
+    """
+    kept = 1 - np.array(levels)
+    return -np.log10(np.where(kept > 0, kept, kept[kept > 0].min(initial=1) / 10**0.5))
+
+
+def label_levels(axis, levels):
+    """Label the sparsity axis at the levels, from the right, as far as there is room."""
+    positions = axis_positions(levels)
+    room, labelled = TICK_DISTANCE * np.ptp(positions), []
+    for position, level in sorted(zip(positions, levels), reverse=True):
+        if not labelled or labelled[-1][0] - position >= room:
+            labelled.append((position, f"{level:.4g}"))
+    axis.set_xticks(*zip(*labelled))
+
+
+def draw_accuracy(axis, rows):
+    """Draw test accuracy against sparsity: a line per method, a band of one deviation about it."""
+    levels = levels_of(rows)
+    positions = axis_positions(levels)
+    if levels[0] == 0:
+        dense = summarise(rows, "weight", "test_accuracy")[0][0]
+        axis.axhline(dense, color="black", linewidth=0.8, label=f"dense network: {dense:.3f}")
+    for method, style in METHODS.items():
+        mean, deviation = summarise(rows, method, "test_accuracy")
+        low, high = mean - deviation, mean + deviation
+        control = method.startswith("random")
+        axis.fill_between(positions, low, high, color=style["color"], alpha=0.2, linewidth=0)
+        axis.plot(positions, mean, linewidth=1 if control else 2, ms=3 if control else 6, **style)
+        if not control:
+            axis.vlines(positions, low, high, color=style["color"], linewidth=1)
+    label_levels(axis, levels)
+    axis.set(ylim=(0, 1.02), yticks=np.linspace(0, 1, 11), ylabel="test accuracy")
+    axis.set_xlabel("sparsity: share of the weights, or neurons, removed from each hidden layer")
+    axis.grid(color="#dddddd", linewidth=0.6)
+
+
+def plot(path, title, caption, rows):
+    """Draw the rows of one data set, with `caption` in small print below, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(FIGURE_INCHES, FIGURE_DPI, layout="constrained")
+    axis = figure.add_subplot()
+    draw_accuracy(axis, rows)
+    axis.set_title(title)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.supxlabel(caption, fontsize=7, color="#444444")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def caption(dataset, options, device, runs):
+    """Say what was run, so that a picture that travels alone still tells."""
+    sizes = math.prod(dataset.train_images.shape[1:]), *options.hidden_units, CLASSES
+    last_seed = options.seed + runs - 1
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "numpy"))
+    return (
+        f"{'-'.join(map(str, sizes))} with ReLU; {options.epochs} epochs of Adam at "
+        f"{options.learning_rate:g}, batches of {options.batch_size}; pruned layer by layer in one "
+        f"shot, not retrained\nmean \u00b1 standard deviation of {runs} run(s), seed(s) "
+        f"{options.seed} to {last_seed}; {device}; {', '.join(versions)}"
+    )
+
+
+# ------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that leaves errors to `main`."""
+
+    def error(self, message):
+        """Raise OptionError."""
+        raise OptionError(message)
+
+
+def number(kind, accepts, meaning):
+    """Make an option's type: text to a number of that kind, refused unless `accepts` takes it."""
+
+    def parse(text):
+        with contextlib.suppress(ValueError):
+            if accepts(kind(text)):
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text} is not {meaning}")
+
+    return parse
+
+
+def folder(text):
+    """Take the path of a directory as an option's value."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a directory")
+    return Path(text)
+
+
+def build_parser():
+    """Build the parser of the command line."""
+    fraction = number(float, lambda value: 0 <= value <= 1, "a fraction in [0, 1]")
+    count = number(int, lambda value: value > 0, "a whole number above 0")
+    natural = number(int, lambda value: value >= 0, "a whole number of 0 or more")
+    rate = number(float, lambda value: 0 < value < math.inf, "a finite number above 0")
+    parser = Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+
+    def add(option, kind, default, meaning, **more):
+        several = isinstance(default, tuple)
+        shown = " ".join(map(str, default)) if several else default
+        more |= {"nargs": "+"} if several else {}
+        text = f"{meaning} (default: {shown})"
+        parser.add_argument(option, type=kind, default=default, help=text, **more)
+
+    names = *DOWNLOADED, EMBEDDED
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        choices=names,
+        help=f"what to train on (default: {' '.join(DOWNLOADED)}; {EMBEDDED}, which is embedded, "
+        "if neither can be downloaded)",
+    )
+    where = "folder of mnist/ and fashion_mnist/ with four IDX files each, instead of a download"
+    add("--data-dir", folder, None, where, metavar="DIR")
+    add("--output-dir", Path, "plots", "folder to write to", metavar="DIR")
+    add("--sparsities", fraction, SPARSITIES, "fractions to remove, from 0 to 1", metavar="S")
+    add("--runs", count, RUNS, "networks per data set", metavar="N")
+    add("--seed", natural, SEED, "of the first run; each further run adds 1", metavar="N")
+    add("--hidden-units", count, HIDDEN_UNITS, "units of each hidden layer", metavar="N")
+    add("--epochs", count, EPOCHS, "passes over the training set", metavar="N")
+    add("--batch-size", count, BATCH_SIZE, "images per training step", metavar="N")
+    add("--learning-rate", rate, LEARNING_RATE, "of Adam", metavar="RATE")
+    return parser
+
+
+def parse_options(arguments):
+    """Parse the command line and ready the output folder; raise OptionError for what is wrong."""
+    options = build_parser().parse_args(arguments)
+    options.sparsities = sorted({level + 0.0 for level in options.sparsities})  # no -0.0
+    try:
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=options.output_dir).close()
+    except OSError as error:
+        raise OptionError(
+            f"--output-dir {options.output_dir} cannot be written to: {error}"
+        ) from error
+    options.datasets = options.datasets and list(dict.fromkeys(options.datasets))
+    return options
+
+
+@contextlib.contextmanager
+def quiet_start():
+    """Hide what TensorFlow logs while it starts, unless the user chose its log level.
+
+    Some lines come before TensorFlow looks at that level, so stderr itself is set aside.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def run_dataset(dataset, options, device):
+    """Train, prune and evaluate on one data set; write the results after every run."""
+    import tensorflow as tf
+
+    train_images, test_images = (
+        tf.constant(np.divide(images, dataset.white, dtype=np.float32).reshape(len(images), -1))
+        for images in (dataset.train_images, dataset.test_images)
+    )
+    train_labels = tf.constant(dataset.train_labels, tf.int64)
+    title, rows = TITLES[dataset.name], []
+    picture, numbers = (options.output_dir / f"{dataset.name}.{kind}" for kind in ("png", "csv"))
+    for run in range(options.runs):
+        seed = options.seed + run
+        print(f"{title}, run {run + 1} of {options.runs}, seed {seed}", flush=True)
+        training_rng, control_rng = np.random.default_rng(seed).spawn(2)
+        network = train(train_images, train_labels, options, training_rng)
+        for row in sweep(
+            network, test_images, dataset.test_labels, options.sparsities, control_rng
+        ):
+            rows.append({"dataset": dataset.name, "run": run, "seed": seed, **row})
+        write_csv(numbers, rows)
+        plot(picture, title, caption(dataset, options, device, run + 1), rows)
+    print(f"\n{title}: test accuracy, mean \u00b1 standard deviation\n{table(rows)}")
+    print(f"\nwritten: {picture} {numbers}\n", flush=True)
+
+
+def main(arguments=None):
+    """Run the experiment and return the exit status."""
+    try:
+        options = parse_options(arguments)
+        with quiet_start():
+            device = set_up_device()
+        datasets = load_datasets(options.datasets, options.data_dir)
+        check_batch_size(options.batch_size, datasets)
+        announce(datasets, device)
+        for dataset in datasets:
+            run_dataset(dataset, options, device)
+    except UserError as error:
+        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The command as a user runs it: in a process of its own, on real data, without a network."""
+
+import struct
+
+import pytest
+from conftest import read_csv
+
+from network_pruning import METHODS, SPARSITIES
+
+SHORT = ("--datasets", "digits", "--epochs", 2, "--hidden-units", 50, 20)
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_command_falls_back_to_digits_and_shows_what_pruning_does(run_command, tmp_path):
+    done = run_command()
+    assert done.returncode == 0
+    assert "mnist cannot be downloaded" in done.stderr
+    assert done.stderr.endswith("Using the embedded digits instead.\n")
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == [
+        "digits.csv",
+        "digits.png",
+    ]
+    assert "device: " in done.stdout and "plots/digits.png" in done.stdout
+
+    rows = read_csv(tmp_path / "plots" / "digits.csv")
+    assert list(rows[0]) == (
+        "dataset run seed method sparsity achieved_sparsity test_accuracy test_loss".split()
+    )
+    keys = [(row["run"], row["seed"], row["method"], row["sparsity"]) for row in rows]
+    assert keys == [
+        (run, run, method, sparsity)
+        for run in range(3)
+        for method in METHODS
+        for sparsity in SPARSITIES
+    ]
+    assert all(abs(row["achieved_sparsity"] - row["sparsity"]) < 1e-3 for row in rows)
+
+    def mean(method, sparsity):
+        found = [
+            r["test_accuracy"] for r in rows if (r["method"], r["sparsity"]) == (method, sparsity)
+        ]
+        return sum(found) / len(found)
+
+    assert mean("weight", 0) > 0.95
+    assert mean("weight", 0.5) > mean("weight", 0) - 0.01
+    assert mean("weight", 0.9) > mean("neuron", 0.9) + 0.3
+    assert mean("weight", 0.8) > mean("random_weight", 0.8) + 0.3
+    assert mean("neuron", 0.6) > mean("random_neuron", 0.6) + 0.1
+    assert f"{mean('weight', 0.9):.4f} \u00b1" in done.stdout
+
+    png = (tmp_path / "plots" / "digits.png").read_bytes()
+    width, height = struct.unpack(">II", png[16:24])
+    assert png.startswith(PNG_SIGNATURE) and width >= 1000 and height >= 600
+
+
+def test_the_same_seed_gives_the_same_csv_to_the_byte(run_command, tmp_path):
+    for name in ("first", "again"):
+        assert run_command(*SHORT, "--runs", 2, "--output-dir", name).returncode == 0
+    assert (
+        run_command(*SHORT, "--runs", 1, "--seed", 1, "--output-dir", "second run").returncode == 0
+    )
+    first, again = (tmp_path / name / "digits.csv" for name in ("first", "again"))
+    assert first.read_bytes() == again.read_bytes()
+    rows = read_csv(first)
+    assert rows[0]["test_loss"] != rows[len(rows) // 2]["test_loss"]
+    alone = read_csv(tmp_path / "second run" / "digits.csv")
+    assert [{**row, "run": 1} for row in alone] == rows[len(rows) // 2 :]
+
+
+def test_only_results_go_to_the_terminal(run_command):
+    done = run_command(*SHORT, "--runs", 1)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_sparsities_are_sorted_and_merged_and_the_extremes_work(run_command, tmp_path):
+    done = run_command(*SHORT, "--runs", 1, "--sparsities", 1, 0.5, 0, 0.5, "-0.0")
+    assert done.returncode == 0
+    rows = read_csv(tmp_path / "plots" / "digits.csv")
+    assert [row["sparsity"] for row in rows] == [0, 0.5, 1] * 4
+    assert [row["achieved_sparsity"] for row in rows] == [0, 0.5, 1] * 4
+
+
+def test_a_hundred_levels_are_swept(run_command, tmp_path):
+    levels = [i / 100 for i in range(100)]
+    done = run_command(*SHORT, "--runs", 1, "--sparsities", *levels)
+    assert done.returncode == 0
+    assert len(read_csv(tmp_path / "plots" / "digits.csv")) == 400
+
+
+def test_the_real_data_sets_train_side_by_side(run_command, real_data, tmp_path):
+    short = "--epochs 1 --runs 1 --hidden-units 200 100 --sparsities 0 0.5 0.99".split()
+    done = run_command("--data-dir", real_data, *short)
+    assert done.returncode == 0 and done.stderr == ""
+    for name, least in (("mnist", 0.93), ("fashion_mnist", 0.80)):
+        rows = read_csv(tmp_path / "plots" / f"{name}.csv")
+        assert {row["dataset"] for row in rows} == {name}
+        assert rows[0]["test_accuracy"] > least
+        assert rows[2]["test_accuracy"] < least - 0.2
+        assert (tmp_path / "plots" / f"{name}.png").read_bytes().startswith(PNG_SIGNATURE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sparsities", "1.5"], "argument --sparsities: 1.5 is not a fraction in [0, 1]"),
+        (["--sparsities", "nan"], "argument --sparsities: nan is not a fraction in [0, 1]"),
+        (["--sparsities", "-0.1"], "argument --sparsities: -0.1 is not a fraction in [0, 1]"),
+        (["--sparsities", "half"], "argument --sparsities: half is not a fraction in [0, 1]"),
+        (["--epochs", "0"], "argument --epochs: 0 is not a whole number above 0"),
+        (["--runs", "-1"], "argument --runs: -1 is not a whole number above 0"),
+        (["--batch-size", "2.5"], "argument --batch-size: 2.5 is not a whole number above 0"),
+        (["--hidden-units", "9", "0"], "argument --hidden-units: 0 is not a whole number above 0"),
+        (["--learning-rate", "0"], "argument --learning-rate: 0 is not a finite number above 0"),
+        (
+            ["--learning-rate", "inf"],
+            "argument --learning-rate: inf is not a finite number above 0",
+        ),
+        (["--seed", "-1"], "argument --seed: -1 is not a whole number of 0 or more"),
+        (["--datasets", "cifar"], "argument --datasets: invalid choice: 'cifar'"),
+        (["--data-dir", "nowhere"], "argument --data-dir: nowhere is not a directory"),
+        (["--epoch", "1"], "unrecognized arguments: --epoch 1"),
+    ],
+)
+def test_a_wrong_option_is_one_line_before_anything_happens(
+    run_command, tmp_path, arguments, message
+):
+    done = run_command(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"network_pruning.py: error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "plots").exists()
+
+
+def test_a_batch_larger_than_the_training_set_is_refused(run_command):
+    done = run_command("--datasets", "digits", "--batch-size", 1438)
+    assert done.returncode == 2
+    assert (
+        done.stderr == "network_pruning.py: error: --batch-size 1438: digits has only 1437 images\n"
+    )
+
+
+def test_an_output_dir_that_is_a_file_is_refused(run_command, tmp_path):
+    (tmp_path / "taken").write_text("precious")
+    done = run_command(*SHORT, "--output-dir", "taken")
+    assert done.returncode == 2 and "--output-dir taken cannot be written to" in done.stderr
+    assert (tmp_path / "taken").read_text() == "precious"
+
+
+def test_a_data_set_that_was_named_is_not_replaced(run_command, tmp_path):
+    done = run_command("--datasets", "mnist")
+    assert done.returncode == 1
+    assert done.stderr.startswith("network_pruning.py: error: mnist cannot be downloaded")
+    assert done.stderr.count("\n") == 1
+    assert not list((tmp_path / "plots").iterdir())
+
+
+def test_help_lists_every_option_with_its_default(run_command):
+    done = run_command("--help")
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    assert "(default: 0 0.25 0.5 0.6 0.7 0.8 0.9 0.95 0.97 0.99)" in text
+    assert "(default: 1000 1000 500 200)" in text

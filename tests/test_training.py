@@ -1,0 +1,171 @@
+"""The network, its training and its evaluation."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import network_pruning
+from network_pruning import (
+    Network,
+    UserError,
+    compiled_training,
+    evaluate,
+    logits,
+    paced,
+    sweep,
+    train,
+)
+
+RECIPE = SimpleNamespace(hidden_units=(16, 8), epochs=2, batch_size=32, learning_rate=0.01)
+
+
+def toy_data(images=100, pixels=6):
+    """Images whose label is their brightest pixel."""
+    rng = np.random.default_rng(0)
+    drawn = rng.random((images, pixels), dtype=np.float32)
+    return tf.constant(drawn), tf.constant(drawn.argmax(axis=1))
+
+
+def train_toy(seed=0, **changes):
+    """Train on the toy data by the recipe with changes."""
+    return train(
+        *toy_data(), SimpleNamespace(**vars(RECIPE) | changes), np.random.default_rng(seed)
+    )
+
+
+def test_logits_are_those_of_a_hand_worked_network():
+    network = Network(
+        [np.array([[1.0, -1.0]]), np.array([[2.0, 0.0], [5.0, 1.0]])], np.array([0.5, 0.25])
+    )
+    # 3 -> hidden (3, 0) -> (6, 0) and the bias; -2 -> hidden (0, 2) -> (10, 2) and the bias
+    np.testing.assert_array_equal(
+        logits(network, np.array([[3.0], [-2.0]])), [[6.5, 0.25], [10.5, 2.25]]
+    )
+
+
+def test_accuracy_and_loss_are_those_of_a_hand_worked_network():
+    network = Network([np.eye(2)], np.zeros(2))
+    images = np.array([[math.log(3), 0.0], [0.0, math.log(4)], [0.0, 0.0], [0.0, 0.0]])
+    accuracy, loss = evaluate(network, images, np.array([0, 0, 0, 1]))
+    assert accuracy == 0.5  # right, wrong, right (a tie goes to the first class), wrong
+    assert loss == pytest.approx((math.log(4 / 3) + math.log(5) + 2 * math.log(2)) / 4)
+
+
+def test_a_loss_of_large_logits_does_not_overflow():
+    network = Network([1000 * np.eye(2)], np.zeros(2))
+    assert evaluate(network, np.eye(2), np.array([0, 0])) == (0.5, 500)
+
+
+@pytest.mark.parametrize("images", [1, 31, 32, 33, 100])
+def test_an_epoch_takes_every_image_once_in_whole_batches(images):
+    for wanted in (1, 2, 3):
+        spans = [span for epoch, *span in paced(3, images, 32) if epoch == wanted]
+        assert [i for first, last in spans for i in range(first, last)] == list(range(images))
+        assert all(first % 32 == 0 for first, _ in spans)
+
+
+def test_a_call_takes_about_a_second(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(network_pruning.time, "perf_counter", lambda: clock[0])
+    sizes = []
+    for _, first, last in paced(2, 60000, 100):
+        sizes.append(last - first)
+        clock[0] += (last - first) / 20000  # 20,000 images a second
+    assert sizes == [800, 20000, 20000, 19200, 20000, 20000, 20000]
+
+
+def reference_training(network, images, labels, order, batch_size, rate):
+    """Adam as Kingma and Ba 2015 write it (with epsilon outside the root's correction), in NumPy."""
+    values = [np.array(v, np.float64) for v in (*network.kernels, network.bias)]
+    first, second = ([np.zeros_like(v) for v in values] for _ in range(2))
+    for step, start in enumerate(range(0, len(order), batch_size), 1):
+        batch = order[start : start + batch_size]
+        variables = [tf.Variable(value) for value in values]
+        with tf.GradientTape() as tape:
+            outputs = logits(
+                Network(variables[:-1], variables[-1]), tf.cast(images, tf.float64).numpy()[batch]
+            )
+            loss = tf.reduce_mean(
+                tf.keras.losses.sparse_categorical_crossentropy(
+                    labels.numpy()[batch], outputs, from_logits=True
+                )
+            )
+        for i, gradient in enumerate(g.numpy() for g in tape.gradient(loss, variables)):
+            first[i] = 0.9 * first[i] + 0.1 * gradient
+            second[i] = 0.999 * second[i] + 0.001 * gradient**2
+            corrected = rate * math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+            values[i] -= corrected * first[i] / (np.sqrt(second[i]) + 1e-8)
+    return values
+
+
+def test_training_is_adam_on_the_mean_loss_of_each_batch():
+    rng = np.random.default_rng(3)
+    images, labels = toy_data()
+    draw = [rng.normal(size=shape).astype(np.float32) for shape in ((6, 5), (5, 10), (10,))]
+    order = rng.permutation(100)
+    expected = reference_training(Network(draw[:-1], draw[-1]), images, labels, order, 32, 0.01)
+    variables = [tf.Variable(v) for v in draw]
+    moments = [(tf.Variable(tf.zeros_like(v)), tf.Variable(tf.zeros_like(v))) for v in variables]
+    place = tf.constant(order), tf.constant([0, 100]), tf.constant(1.0)
+    network = Network(variables[:-1], variables[-1])
+    compiled_training()(
+        network, moments, images, labels, *place, tf.constant(32), tf.constant(0.01)
+    )
+    for variable, value in zip(variables, expected):
+        np.testing.assert_allclose(variable.numpy(), value, rtol=1e-3, atol=1e-5)
+
+
+def test_the_network_has_the_asked_for_layers():
+    network = train_toy(hidden_units=(16, 8, 4))
+    assert [kernel.shape for kernel in network.kernels] == [(6, 16), (16, 8), (8, 4), (4, 10)]
+    assert network.bias.shape == (10,)
+
+
+def test_training_learns():
+    images, labels = toy_data()
+    network = train_toy(epochs=100, hidden_units=(64, 32))
+    assert evaluate(network, images, labels.numpy())[0] > 0.9
+
+
+def test_a_seed_gives_the_same_network_each_time_and_another_seed_another():
+    first, again, other = train_toy(0), train_toy(0), train_toy(1)
+    for a, b, c in zip(first.kernels, again.kernels, other.kernels):
+        np.testing.assert_array_equal(a, b)
+        assert (a != c).all()
+
+
+def test_the_training_loop_is_traced_once_for_all_runs_epochs_and_settings():
+    train_toy()
+    traces = compiled_training().experimental_get_tracing_count()
+    train_toy(seed=1, epochs=3, learning_rate=0.02, batch_size=50)
+    assert compiled_training().experimental_get_tracing_count() == traces
+
+
+def test_a_training_that_diverges_stops_and_says_in_which_epoch():
+    with pytest.raises(
+        UserError, match=r"failed in epoch \d: the loss is (nan|inf); .* below 1e\+30"
+    ):
+        train_toy(learning_rate=1e30, epochs=9)
+
+
+def test_a_sweep_measures_every_method_and_level_and_leaves_the_network_alone():
+    network, (images, labels) = train_toy(epochs=60), toy_data()
+    before = [kernel.copy() for kernel in network.kernels]
+    rows = sweep(network, images, labels.numpy(), [0, 0.5, 1], np.random.default_rng(0))
+    assert [(row["method"], row["sparsity"]) for row in rows] == [
+        (method, sparsity)
+        for method in ("weight", "neuron", "random_weight", "random_neuron")
+        for sparsity in (0, 0.5, 1)
+    ]
+    assert [row["achieved_sparsity"] for row in rows] == [0, 0.5, 1] * 4
+    dense, dense_loss = evaluate(network, images, labels.numpy())
+    assert {row["test_accuracy"] for row in rows if row["sparsity"] == 0} == {dense}
+    assert all(row["test_loss"] == pytest.approx(dense_loss, abs=1e-6) for row in rows[::3])
+    # without hidden weights only the output bias is left, so all images get the same class
+    only_bias = np.mean(labels.numpy() == network.bias.argmax())
+    assert {row["test_accuracy"] for row in rows if row["sparsity"] == 1} == {only_bias}
+    for kernel, copy in zip(network.kernels, before):
+        np.testing.assert_array_equal(kernel, copy)
