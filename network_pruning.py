@@ -45,7 +45,7 @@ BATCH_SIZE = 128  # images
 LEARNING_RATE = 1e-3
 ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8  # TensorFlow 1's defaults
 RUNS = 3  # networks per data set
-SEED = 0  # of the first run
+SEED = 0
 SPARSITIES = (0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 
 DOWNLOADED = ("mnist", "fashion_mnist")  # by keras.datasets
@@ -66,9 +66,11 @@ DIGITS_TEST_SHARE = 0.2
 SECONDS_PER_CALL = 1.0  # of training, between two returns to Python
 FIRST_CALL_BATCHES = 8  # before the speed is known
 
+TIMED_PASSES = 3  # over the test set, for each speed-up
+
 DECIMALS = 6  # of the CSV; the table and the plot show the same rounded values
-FIGURE_INCHES, FIGURE_DPI = (8, 5.6), 150
-TICK_DISTANCE = 0.04  # of the axis's length, at least
+FIGURE_INCHES, FIGURE_DPI = (8, 8.5), 150
+LABEL_INCHES = 0.3  # room for a label of the sparsity axis
 # Blue and orange differ in hue for every kind of colour vision and in lightness when printed in
 # grey; the controls are pale and thin.
 METHODS = {
@@ -313,6 +315,40 @@ def rank_for(method, kernel, rng):
     return rng.permutation(math.prod(shape)).reshape(shape)
 
 
+def compact(kernels):
+    """Return the kernels of the smallest dense network that computes the same.
+
+    A unit that no input reaches through weights other than 0, or that reaches no output, is
+    deleted with its column and its row; inputs and outputs stay. That is exact for ReLU layers
+    without bias, where a unit without incoming weights outputs relu(0) = 0. With a bias it would
+    output a constant, which deletion would lose.
+
+    kernels: [fan_in, units] each, first to output, unchanged. A layer may be left with no unit.
+    Raises ValueError for hidden biases and for kernels that do not chain.
+    """
+    kernels = [np.asarray(kernel) for kernel in kernels]
+    for kernel in kernels:
+        if kernel.ndim == 1:
+            raise ValueError(
+                f"compact takes kernels alone, not a bias of shape {list(kernel.shape)}: a unit "
+                "with a hidden bias outputs a constant even without inputs"
+            )
+    if any(k.ndim != 2 for k in kernels) or any(
+        a.shape[1] != b.shape[0] for a, b in zip(kernels, kernels[1:])
+    ):
+        shapes = ", ".join(str(list(kernel.shape)) for kernel in kernels)
+        raise ValueError(f"kernels [fan_in, units] do not chain from first to output: {shapes}")
+    present = [kernel != 0 for kernel in kernels]
+    reached, useful = [np.ones(kernels[0].shape[0], bool)], [np.ones(kernels[-1].shape[1], bool)]
+    for weights in present:
+        reached.append(weights[reached[-1]].any(axis=0))
+    for weights in reversed(present):
+        useful.insert(0, weights[:, useful[0]].any(axis=1))
+    kept = [r & u for r, u in zip(reached, useful)]
+    kept[0][:] = kept[-1][:] = True  # inputs and outputs
+    return [kernel[np.ix_(*ends)] for kernel, ends in zip(kernels, zip(kept, kept[1:]))]
+
+
 # ------------------------------------------------------------------------------------- device
 
 
@@ -378,6 +414,13 @@ class Network(NamedTuple):
 
     kernels: list
     bias: np.ndarray
+
+
+def on_device(network):
+    """Copy a network of NumPy arrays to the device, as tensors."""
+    import tensorflow as tf
+
+    return Network([tf.constant(kernel) for kernel in network.kernels], tf.constant(network.bias))
 
 
 def logits(network, images):
@@ -510,33 +553,93 @@ def evaluate(network, images, labels):
     return float(np.mean(outputs.argmax(axis=1) == labels)), float(losses.mean())
 
 
+def speedup(network, dense, images):
+    """Time of one pass over all `images` with the dense network, relative to `network`'s.
+
+    The two take turns, so that a change of the machine's pace meets both; the best of
+    TIMED_PASSES counts for each. Both have been evaluated before, which is their warm-up.
+    """
+    seconds = {"network": math.inf, "dense": math.inf}
+    for _ in range(TIMED_PASSES):
+        for name, timed in (("network", network), ("dense", dense)):
+            began = time.perf_counter()
+            logits(timed, images).numpy()  # waits for the device
+            seconds[name] = min(seconds[name], time.perf_counter() - began)
+    return seconds["dense"] / seconds["network"]
+
+
+def measure(network, pruned, dense, images, labels):
+    """Measure a network whose hidden kernels are `pruned`; see `sweep`.
+
+    It is run compacted: that its accuracy is right shows that compaction changes nothing.
+    """
+    weights = sum(kernel.size for kernel in pruned)
+    kernels = compact([*pruned, network.kernels[-1]])
+    small = on_device(Network(kernels, network.bias))
+    accuracy, loss = evaluate(small, images, labels)
+    measured = {
+        "achieved_sparsity": 1 - sum(map(np.count_nonzero, pruned)) / weights,
+        "test_accuracy": accuracy,
+        "test_loss": loss,
+        "live_fraction": sum(map(np.count_nonzero, kernels[:-1])) / weights,
+        "stored_fraction": sum(kernel.size for kernel in kernels[:-1]) / weights,
+        "speedup": speedup(small, dense, images),
+    }
+    return {name: round(float(value), DECIMALS) for name, value in measured.items()}
+
+
 def sweep(network, images, labels, sparsities, rng):
-    """Prune a network by each method to each sparsity and evaluate what is left.
+    """Prune a network by each method to each sparsity and measure what is left.
 
     Every level starts from the trained kernels. The output kernel stays whole: its units are the
-    classes. images: tensor [n, pixels]. labels: array [n]. rng: draws the controls. Returns a
-    list of dicts, the CSV's columns from `method` on.
+    classes. images: tensor [n, pixels]. labels: array [n]. rng: draws the controls.
+
+    Returns one dict per method and sparsity. Of all hidden weights, achieved_sparsity is the share
+    that is 0, live_fraction the share that can still influence the output (not 0, reached from the
+    input, reaching the output) and stored_fraction the share that the compacted network holds.
+    speedup is the dense network's time for the test set over that of the compacted one.
     """
-    *hidden, output = network.kernels
-    rows = []
+    dense = on_device(network)
+    evaluate(dense, images, labels)
+    hidden, rows = network.kernels[:-1], []
     for method in METHODS:
         ranks = [rank_for(method, kernel, rng) for kernel in hidden]
         for sparsity in sparsities:
             pruned = [zero_lowest(*pair, sparsity) for pair in zip(hidden, ranks)]
-            accuracy, loss = evaluate(Network([*pruned, output], network.bias), images, labels)
-            measured = {
-                "achieved_sparsity": share_of_zeros(pruned),
-                "test_accuracy": accuracy,
-                "test_loss": loss,
-            }
-            measured = {name: round(value, DECIMALS) for name, value in measured.items()}
+            measured = measure(network, pruned, dense, images, labels)
             rows.append({"method": method, "sparsity": sparsity, **measured})
     return rows
 
 
-def share_of_zeros(kernels):
-    """Share of all weights of `kernels` that are exactly 0."""
-    return 1 - sum(map(np.count_nonzero, kernels)) / sum(kernel.size for kernel in kernels)
+def save_models(folder, name, network, sparsities):
+    """Save a network and its neuron-pruned, compacted versions as .keras files; return the paths.
+
+    They take images [n, pixels] in [0, 1], return logits, and load without this file.
+    """
+    *hidden, output = network.kernels
+    models = {folder / f"{name}-dense.keras": network.kernels}
+    for sparsity in sparsities:
+        pruned = [prune_neurons(kernel, sparsity) for kernel in hidden]
+        models[folder / f"{name}-neuron-{sparsity:g}.keras"] = compact([*pruned, output])
+    for path, kernels in models.items():
+        with replacing(path) as temporary:
+            keras_model(Network(kernels, network.bias)).save(temporary)
+    return list(models)
+
+
+def keras_model(network):
+    """Build a keras.Sequential of a network.
+
+    Keras has no layer without units: a layer that lost all gets one whose weights are 0.
+    """
+    import keras
+
+    *hidden, output = [np.pad(k, [(0, not n) for n in k.shape]) for k in network.kernels]
+    layers = [keras.layers.Dense(k.shape[1], "relu", use_bias=False) for k in hidden]
+    layers.append(keras.layers.Dense(output.shape[1]))
+    model = keras.Sequential([keras.Input(network.kernels[0].shape[:1]), *layers])
+    model.set_weights([*hidden, output, network.bias])
+    return model
 
 
 # ------------------------------------------------------------------------------------ results
@@ -545,7 +648,7 @@ def share_of_zeros(kernels):
 @contextlib.contextmanager
 def replacing(path):
     """Yield a path to write to, which takes the place of `path` only once it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix
     try:
         yield temporary
         os.replace(temporary, path)
@@ -600,32 +703,64 @@ def axis_positions(levels):
 def label_levels(axis, levels):
     """Label the sparsity axis at the levels, from the right, as far as there is room."""
     positions = axis_positions(levels)
-    room, labelled = TICK_DISTANCE * np.ptp(positions), []
+    width = axis.get_position().width * axis.figure.get_figwidth()  # inches
+    room, labelled = LABEL_INCHES / width * np.ptp(positions), []
     for position, level in sorted(zip(positions, levels), reverse=True):
         if not labelled or labelled[-1][0] - position >= room:
             labelled.append((position, f"{level:.4g}"))
     axis.set_xticks(*zip(*labelled))
 
 
+def draw_curves(axis, rows, column, places):
+    """Draw the mean of a column and a band of one standard deviation about it, for each method.
+
+    places: from a method to its levels' places on the x axis; those that are nan are left out.
+    """
+    for method, style in METHODS.items():
+        mean, deviation = summarise(rows, method, column)
+        low, high = mean - deviation, mean + deviation
+        control = method.startswith("random")
+        axis.fill_between(places(method), low, high, color=style["color"], alpha=0.2, linewidth=0)
+        axis.plot(places(method), mean, lw=1 if control else 2, ms=3 if control else 6, **style)
+        if not control:
+            axis.vlines(places(method), low, high, color=style["color"], linewidth=1)
+    axis.grid(color="#dddddd", linewidth=0.6)
+
+
 def draw_accuracy(axis, rows):
-    """Draw test accuracy against sparsity: a line per method, a band of one deviation about it."""
+    """Draw test accuracy against sparsity, the reproduction."""
     levels = levels_of(rows)
-    positions = axis_positions(levels)
+    draw_curves(axis, rows, "test_accuracy", lambda method: axis_positions(levels))
     if levels[0] == 0:
         dense = summarise(rows, "weight", "test_accuracy")[0][0]
         axis.axhline(dense, color="black", linewidth=0.8, label=f"dense network: {dense:.3f}")
-    for method, style in METHODS.items():
-        mean, deviation = summarise(rows, method, "test_accuracy")
-        low, high = mean - deviation, mean + deviation
-        control = method.startswith("random")
-        axis.fill_between(positions, low, high, color=style["color"], alpha=0.2, linewidth=0)
-        axis.plot(positions, mean, linewidth=1 if control else 2, ms=3 if control else 6, **style)
-        if not control:
-            axis.vlines(positions, low, high, color=style["color"], linewidth=1)
     label_levels(axis, levels)
     axis.set(ylim=(0, 1.02), yticks=np.linspace(0, 1, 11), ylabel="test accuracy")
     axis.set_xlabel("sparsity: share of the weights, or neurons, removed from each hidden layer")
-    axis.grid(color="#dddddd", linewidth=0.6)
+
+
+def draw_accuracy_by_live_weights(axis, rows):
+    """Draw test accuracy against the share of hidden weights that can still act: like for like."""
+
+    def places(method):
+        live = summarise(rows, method, "live_fraction")[0]
+        return np.where(live > 0, live, np.nan)  # a logarithmic axis has no place for 0
+
+    draw_curves(axis, rows, "test_accuracy", places)
+    axis.set(xscale="log", ylim=(0, 1.02), ylabel="test accuracy")
+    axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+    axis.invert_xaxis()
+    axis.set_xlabel("hidden weights that can still act")
+
+
+def draw_speedup(axis, rows):
+    """Draw the measured speed-up of the compacted networks against sparsity."""
+    levels = levels_of(rows)
+    axis.axhline(1, color="black", linewidth=0.8)
+    draw_curves(axis, rows, "speedup", lambda method: axis_positions(levels))
+    label_levels(axis, levels)
+    axis.set(yscale="log", xlabel="sparsity", ylabel="speed-up, dense = 1x")
+    axis.yaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}x")
 
 
 def plot(path, title, caption, rows):
@@ -633,10 +768,13 @@ def plot(path, title, caption, rows):
     from matplotlib.figure import Figure
 
     figure = Figure(FIGURE_INCHES, FIGURE_DPI, layout="constrained")
-    axis = figure.add_subplot()
-    draw_accuracy(axis, rows)
-    axis.set_title(title)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    axes = figure.subplot_mosaic([["accuracy"] * 2, ["live", "speed"]], height_ratios=(3, 2))
+    draw_accuracy(axes["accuracy"], rows)
+    draw_accuracy_by_live_weights(axes["live"], rows)
+    draw_speedup(axes["speed"], rows)
+    handles = axes["accuracy"].get_legend_handles_labels()
+    top = dict(loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*handles, title=title, title_fontsize="x-large", **top)
     figure.supxlabel(caption, fontsize=7, color="#444444")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
@@ -645,13 +783,12 @@ def plot(path, title, caption, rows):
 def caption(dataset, options, device, runs):
     """Say what was run, so that a picture that travels alone still tells."""
     sizes = math.prod(dataset.train_images.shape[1:]), *options.hidden_units, CLASSES
-    last_seed = options.seed + runs - 1
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "numpy"))
     return (
         f"{'-'.join(map(str, sizes))} with ReLU; {options.epochs} epochs of Adam at "
         f"{options.learning_rate:g}, batches of {options.batch_size}; pruned layer by layer in one "
-        f"shot, not retrained\nmean \u00b1 standard deviation of {runs} run(s), seed(s) "
-        f"{options.seed} to {last_seed}; {device}; {', '.join(versions)}"
+        f"shot, not retrained\nmean \u00b1 standard deviation over runs: {runs}, seed: "
+        f"{options.seed}; {device}; {', '.join(versions)}"
     )
 
 
@@ -711,9 +848,14 @@ def build_parser():
     where = "folder of mnist/ and fashion_mnist/ with four IDX files each, instead of a download"
     add("--data-dir", folder, None, where, metavar="DIR")
     add("--output-dir", Path, "plots", "folder to write to", metavar="DIR")
+    parser.add_argument(
+        "--save-models",
+        action="store_true",
+        help="also save the first run's dense network and its neuron-pruned, compacted ones",
+    )
     add("--sparsities", fraction, SPARSITIES, "fractions to remove, from 0 to 1", metavar="S")
     add("--runs", count, RUNS, "networks per data set", metavar="N")
-    add("--seed", natural, SEED, "of the first run; each further run adds 1", metavar="N")
+    add("--seed", natural, SEED, "from which every run's draws derive", metavar="N")
     add("--hidden-units", count, HIDDEN_UNITS, "units of each hidden layer", metavar="N")
     add("--epochs", count, EPOCHS, "passes over the training set", metavar="N")
     add("--batch-size", count, BATCH_SIZE, "images per training step", metavar="N")
@@ -765,21 +907,23 @@ def run_dataset(dataset, options, device):
         for images in (dataset.train_images, dataset.test_images)
     )
     train_labels = tf.constant(dataset.train_labels, tf.int64)
-    title, rows = TITLES[dataset.name], []
+    title, rows, saved = TITLES[dataset.name], [], []
     picture, numbers = (options.output_dir / f"{dataset.name}.{kind}" for kind in ("png", "csv"))
     for run in range(options.runs):
-        seed = options.seed + run
-        print(f"{title}, run {run + 1} of {options.runs}, seed {seed}", flush=True)
-        training_rng, control_rng = np.random.default_rng(seed).spawn(2)
+        print(f"{title}, run {run + 1} of {options.runs}", flush=True)
+        # the pair of numbers, not their sum: no run of one seed is repeated by another seed
+        training_rng, control_rng = np.random.default_rng([options.seed, run]).spawn(2)
         network = train(train_images, train_labels, options, training_rng)
         for row in sweep(
             network, test_images, dataset.test_labels, options.sparsities, control_rng
         ):
-            rows.append({"dataset": dataset.name, "run": run, "seed": seed, **row})
+            rows.append({"dataset": dataset.name, "run": run, "seed": options.seed, **row})
+        if options.save_models and run == 0:
+            saved = save_models(options.output_dir, dataset.name, network, options.sparsities)
         write_csv(numbers, rows)
         plot(picture, title, caption(dataset, options, device, run + 1), rows)
     print(f"\n{title}: test accuracy, mean \u00b1 standard deviation\n{table(rows)}")
-    print(f"\nwritten: {picture} {numbers}\n", flush=True)
+    print("\nwritten:", picture, numbers, *saved, "\n", flush=True)
 
 
 def main(arguments=None):
