@@ -23,6 +23,7 @@ import importlib.metadata
 import math
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -63,6 +64,7 @@ IDX_LIMIT = 2**30  # bytes; MNIST's largest file unpacks to 47 million
 DOWNLOAD_TIMEOUT = 10  # seconds without a sign of life
 DIGITS_TEST_SHARE = 0.2
 
+FAILED_LOSS = 2 * math.log(CLASSES)  # twice that of guessing; untrained networks are below
 SECONDS_PER_CALL = 1.0  # of training, between two returns to Python
 FIRST_CALL_BATCHES = 8  # before the speed is known
 
@@ -184,6 +186,7 @@ def download(name):
     try:
         train, test = getattr(keras.datasets, name).load_data()
     except Exception as error:  # what Keras raises for a failed download
+        check_cache(name)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{name} cannot be downloaded ({reason}); if you have its files, pass --data-dir DIR "
@@ -192,6 +195,21 @@ def download(name):
     finally:
         socket.setdefaulttimeout(timeout)
     return Dataset(name, "keras.datasets", 255, *train, *test)
+
+
+def check_cache(name):
+    """Raise UserError if Keras holds a damaged file of a data set, as a killed download leaves.
+
+    Of MNIST, unlike Fashion-MNIST, Keras knows a check sum: it replaces a damaged file itself.
+    """
+    cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "datasets"
+    for file, dimensions in IDX_FILES.items():
+        path = cache / name.replace("_", "-") / f"{file}.gz"
+        if path.exists():
+            try:
+                read_idx(path, dimensions)
+            except UserError as error:
+                raise UserError(f"{error}; delete this file to have it downloaded anew") from error
 
 
 def load_digits():
@@ -506,7 +524,7 @@ def train(images, labels, recipe, rng):
 
     images: tensor [n, pixels] in [0, 1]. labels: tensor [n] of int64. recipe: has hidden_units,
     epochs, batch_size and learning_rate. rng: draws initial kernels and data order. Raises
-    UserError when the loss is no longer finite.
+    UserError when the loss is no longer finite, or in the end far above that of guessing.
     """
     import keras
     import tensorflow as tf
@@ -529,12 +547,12 @@ def train(images, labels, recipe, rng):
         # tensors, since TensorFlow would trace the loop anew for every new Python number
         place = order, tf.constant(span), tf.constant(done + 1.0)
         loss = compiled_training()(network, moments, images, labels, *place, batch_size, rate)
-        if not np.isfinite(loss):
+        done += math.ceil((span[1] - span[0]) / recipe.batch_size)
+        if not np.isfinite(loss) or (done == steps and loss > FAILED_LOSS):
             raise UserError(
                 f"training failed in epoch {epoch}: the loss is {loss:g}; "
                 f"pass a --learning-rate below {recipe.learning_rate:g}"
             )
-        done += math.ceil((span[1] - span[0]) / recipe.batch_size)
         bar.update(done, [("loss", float(loss))])
     return Network([kernel.numpy() for kernel in kernels], network.bias.numpy())
 
@@ -647,13 +665,17 @@ def keras_model(network):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yield a path to write to, which takes the place of `path` only once it is whole."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix
+    """Yield a path to write to, whose file takes the place of `path` only once it is whole.
+
+    Raises UserError if it cannot be written; whatever happens, the file at `path` is a whole one.
+    """
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        # a folder of its own: another process may be writing the same file
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
+            yield Path(folder, path.name)
+            os.replace(Path(folder, path.name), path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write_csv(path, rows):
@@ -792,6 +814,15 @@ def caption(dataset, options, device, runs):
     )
 
 
+def write_results(dataset, options, device, rows):
+    """Write the rows and their picture; return the paths."""
+    picture, numbers = (options.output_dir / f"{dataset.name}.{kind}" for kind in ("png", "csv"))
+    write_csv(numbers, rows)
+    runs = rows[-1]["run"] + 1
+    plot(picture, TITLES[dataset.name], caption(dataset, options, device, runs), rows)
+    return [picture, numbers]
+
+
 # ------------------------------------------------------------------------------- command line
 
 
@@ -898,6 +929,32 @@ def quiet_start():
         os.close(stderr)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which so takes the way of Ctrl-C: Keras, too, then removes a partial download."""
+
+
+def terminate(signal_number, frame):
+    """Handle SIGTERM."""
+    raise Terminated
+
+
+@contextlib.contextmanager
+def uninterrupted():
+    """Hold Ctrl-C and SIGTERM back until the end of the block."""
+    caught = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if caught:
+        signal.raise_signal(caught[0])
+
+
 def run_dataset(dataset, options, device):
     """Train, prune and evaluate on one data set; write the results after every run."""
     import tensorflow as tf
@@ -907,10 +964,9 @@ def run_dataset(dataset, options, device):
         for images in (dataset.train_images, dataset.test_images)
     )
     train_labels = tf.constant(dataset.train_labels, tf.int64)
-    title, rows, saved = TITLES[dataset.name], [], []
-    picture, numbers = (options.output_dir / f"{dataset.name}.{kind}" for kind in ("png", "csv"))
+    rows, saved = [], []
     for run in range(options.runs):
-        print(f"{title}, run {run + 1} of {options.runs}", flush=True)
+        print(f"{TITLES[dataset.name]}, run {run + 1} of {options.runs}", flush=True)
         # the pair of numbers, not their sum: no run of one seed is repeated by another seed
         training_rng, control_rng = np.random.default_rng([options.seed, run]).spawn(2)
         network = train(train_images, train_labels, options, training_rng)
@@ -918,16 +974,17 @@ def run_dataset(dataset, options, device):
             network, test_images, dataset.test_labels, options.sparsities, control_rng
         ):
             rows.append({"dataset": dataset.name, "run": run, "seed": options.seed, **row})
+        with uninterrupted():
+            written = write_results(dataset, options, device, rows)
         if options.save_models and run == 0:
             saved = save_models(options.output_dir, dataset.name, network, options.sparsities)
-        write_csv(numbers, rows)
-        plot(picture, title, caption(dataset, options, device, run + 1), rows)
-    print(f"\n{title}: test accuracy, mean \u00b1 standard deviation\n{table(rows)}")
-    print("\nwritten:", picture, numbers, *saved, "\n", flush=True)
+    print(f"\n{TITLES[dataset.name]}: test accuracy, mean \u00b1 standard deviation\n{table(rows)}")
+    print("\nwritten:", *written, *saved, "\n", flush=True)
 
 
 def main(arguments=None):
     """Run the experiment and return the exit status."""
+    signal.signal(signal.SIGTERM, terminate)
     try:
         options = parse_options(arguments)
         with quiet_start():
@@ -940,6 +997,9 @@ def main(arguments=None):
     except UserError as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         return error.status
+    except KeyboardInterrupt as interrupt:
+        print("\ninterrupted; the results of finished runs are kept", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
     return 0
 
 
