@@ -46,17 +46,20 @@ def test_logits_are_those_of_a_hand_worked_network():
     )
 
 
-def test_accuracy_and_loss_are_those_of_a_hand_worked_network():
-    network = Network([np.eye(2)], np.zeros(2))
-    images = np.array([[math.log(3), 0.0], [0.0, math.log(4)], [0.0, 0.0], [0.0, 0.0]])
-    accuracy, loss = evaluate(network, images, np.array([0, 0, 0, 1]))
+def test_accuracy_and_loss_of_hand_worked_logits():
+    outputs = np.array([[math.log(3), 0.0], [0.0, math.log(4)], [0.0, 0.0], [0.0, 0.0]])
+    accuracy, loss = evaluate(outputs, np.array([0, 0, 0, 1]))
     assert accuracy == 0.5  # right, wrong, right (a tie goes to the first class), wrong
     assert loss == pytest.approx((math.log(4 / 3) + math.log(5) + 2 * math.log(2)) / 4)
 
 
-def test_a_loss_of_large_logits_does_not_overflow():
-    network = Network([1000 * np.eye(2)], np.zeros(2))
-    assert evaluate(network, np.eye(2), np.array([0, 0])) == (0.5, 500)
+def test_the_loss_of_large_logits_does_not_overflow():
+    assert evaluate(1000 * np.eye(2, dtype=np.float32), np.array([0, 0])) == (0.5, 500)
+
+
+def evaluate_on(images, network, labels):
+    """Accuracy and loss of a network."""
+    return evaluate(logits(network, images).numpy(), labels.numpy())
 
 
 @pytest.mark.parametrize("images", [1, 31, 32, 33, 100])
@@ -127,7 +130,20 @@ def test_the_network_has_the_asked_for_layers():
 def test_training_learns():
     images, labels = toy_data()
     network = train_toy(epochs=100, hidden_units=(64, 32))
-    assert evaluate(network, images, labels.numpy())[0] > 0.9
+    assert evaluate_on(images, network, labels)[0] > 0.9
+
+
+def test_bfloat16_products_train_nearly_the_same_float32_network():
+    images, labels = toy_data()
+    recipe = SimpleNamespace(**vars(RECIPE) | {"epochs": 100, "hidden_units": (64, 32)})
+    whole, half = (
+        train(tf.cast(images, kind), labels, recipe, np.random.default_rng(0))
+        for kind in ("float32", "bfloat16")
+    )
+    assert all(kernel.dtype == np.float32 for kernel in (*half.kernels, half.bias))
+    assert any((a != b).any() for a, b in zip(whole.kernels, half.kernels))
+    accuracy, loss = evaluate_on(images, half, labels)
+    assert accuracy > 0.9 and loss == pytest.approx(evaluate_on(images, whole, labels)[1], abs=0.1)
 
 
 def test_a_seed_gives_the_same_network_each_time_and_another_seed_another():
@@ -161,7 +177,7 @@ def test_a_sweep_measures_every_method_and_level_and_leaves_the_network_alone():
         for sparsity in (0, 0.5, 1)
     ]
     assert [row["achieved_sparsity"] for row in rows] == [0, 0.5, 1] * 4
-    dense, dense_loss = evaluate(network, images, labels.numpy())
+    dense, dense_loss = evaluate_on(images, network, labels)
     assert {row["test_accuracy"] for row in rows if row["sparsity"] == 0} == {dense}
     assert all(row["test_loss"] == pytest.approx(dense_loss, abs=1e-6) for row in rows[::3])
     # without hidden weights only the output bias is left, so all images get the same class
