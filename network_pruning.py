@@ -435,6 +435,23 @@ class Network(NamedTuple):
     bias: np.ndarray
 
 
+@functools.cache
+def compiled_scaling():
+    """Return a function that moves images [n, height, width] to the device, [n, pixels] in [0, 1].
+
+    It is compiled because single operations, or NumPy, would hold twice the memory for a while.
+    """
+    import tensorflow as tf
+
+    signature = tf.TensorSpec([None, None, None], tf.uint8), tf.TensorSpec([], tf.float32)
+
+    @tf.function(input_signature=signature)
+    def scale(images, white):
+        return tf.reshape(tf.cast(images, tf.float32) / white, [tf.shape(images)[0], -1])
+
+    return scale
+
+
 def on_device(network):
     """Copy a network of NumPy arrays to the device, as tensors."""
     import tensorflow as tf
@@ -462,13 +479,13 @@ def compiled_training():
     """
     import tensorflow as tf
 
-    def adam(variable, moments, gradient, step, rate):
+    def adam(variable, moments, gradient, powers, rate):
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=moments[0].handle,
             v=moments[1].handle,
-            beta1_power=ADAM_BETA_1**step,
-            beta2_power=ADAM_BETA_2**step,
+            beta1_power=powers[0],
+            beta2_power=powers[1],
             lr=rate,
             beta1=ADAM_BETA_1,
             beta2=ADAM_BETA_2,
@@ -485,6 +502,8 @@ def compiled_training():
         """
         total = 0.0
         for start in tf.range(span[0], span[1], batch_size):
+            tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # they are a chain
+            powers = ADAM_BETA_1**step, ADAM_BETA_2**step
             batch = order[start : start + batch_size]
             kernels = [tf.cast(kernel, images.dtype) for kernel in network.kernels]
             inputs = [tf.gather(images, batch)]  # of each layer
@@ -495,14 +514,15 @@ def compiled_training():
                 features=outputs, labels=tf.gather(labels, batch)
             )
             errors /= tf.cast(tf.size(batch), tf.float32)  # the loss is the mean over the batch
-            adam(network.bias, moments[-1], tf.reduce_sum(errors, axis=0), step, rate)
+            adam(network.bias, moments[-1], tf.reduce_sum(errors, axis=0), powers, rate)
             errors = tf.cast(errors, images.dtype)
             for layer in reversed(range(len(kernels))):
                 gradient = tf.matmul(inputs[layer], errors, transpose_a=True)
                 if layer > 0:
                     errors = tf.matmul(errors, kernels[layer], transpose_b=True)
                     errors = tf.raw_ops.ReluGrad(gradients=errors, features=inputs[layer])
-                adam(network.kernels[layer], moments[layer], gradient, step, rate)
+                with tf.control_dependencies([errors]):  # which still needs the kernel as it was
+                    adam(network.kernels[layer], moments[layer], gradient, powers, rate)
             step += 1.0
             total += tf.reduce_sum(losses)
         return total / tf.cast(span[1] - span[0], tf.float32)
@@ -514,6 +534,15 @@ def glorot_uniform(rng, fan_in, units):
     """Draw a float32 kernel [fan_in, units] (Glorot and Bengio 2010)."""
     limit = math.sqrt(6 / (fan_in + units))
     return rng.uniform(-limit, limit, (fan_in, units)).astype(np.float32)
+
+
+def initial_state(kernels):
+    """Make the variables that training changes: a Network and, for each part of it, two moments."""
+    import tensorflow as tf
+
+    network = Network([tf.Variable(k) for k in kernels], tf.Variable(tf.zeros(CLASSES)))
+    parts = [*network.kernels, network.bias]
+    return network, [[tf.Variable(tf.zeros_like(part)) for _ in range(2)] for part in parts]
 
 
 def paced(epochs, images, batch_size):
@@ -545,12 +574,9 @@ def train(images, labels, recipe, rng):
     import tensorflow as tf
 
     sizes = [images.shape[1], *recipe.hidden_units, CLASSES]
-    kernels = [tf.Variable(glorot_uniform(rng, *shape)) for shape in zip(sizes, sizes[1:])]
-    network = Network(kernels, tf.Variable(tf.zeros(CLASSES)))
-    moments = [
-        (tf.Variable(tf.zeros_like(variable)), tf.Variable(tf.zeros_like(variable)))
-        for variable in [*kernels, network.bias]
-    ]
+    network, moments = initial_state(
+        [glorot_uniform(rng, *shape) for shape in zip(sizes, sizes[1:])]
+    )
     batch_size, rate = tf.constant(recipe.batch_size), tf.constant(recipe.learning_rate)
     steps = recipe.epochs * math.ceil(len(images) / recipe.batch_size)
     verbose = 1 if sys.stdout.isatty() else 2  # 2 prints a line at the end, which suits a log
@@ -569,7 +595,7 @@ def train(images, labels, recipe, rng):
                 f"pass a --learning-rate below {recipe.learning_rate:g}"
             )
         bar.update(done, [("loss", float(loss))])
-    return Network([kernel.numpy() for kernel in kernels], network.bias.numpy())
+    return Network([kernel.numpy() for kernel in network.kernels], network.bias.numpy())
 
 
 # -------------------------------------------------------------------------------------- sweep
@@ -740,7 +766,7 @@ def label_levels(axis, levels):
     room, labelled = LABEL_INCHES / width * np.ptp(positions), []
     for position, level in sorted(zip(positions, levels), reverse=True):
         if not labelled or labelled[-1][0] - position >= room:
-            labelled.append((position, f"{level:.4g}"))
+            labelled.append((position, f"{level:g}"))
     axis.set_xticks(*zip(*labelled))
 
 
@@ -813,7 +839,7 @@ def plot(path, title, caption, rows):
         figure.savefig(temporary, format="png")
 
 
-def caption(dataset, options, device, runs):
+def describe(dataset, options, device, runs):
     """Say what was run, so that a picture that travels alone still tells."""
     sizes = math.prod(dataset.train_images.shape[1:]), *options.hidden_units, CLASSES
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "numpy"))
@@ -830,7 +856,7 @@ def write_results(dataset, options, device, rows):
     picture, numbers = (options.output_dir / f"{dataset.name}.{kind}" for kind in ("png", "csv"))
     write_csv(numbers, rows)
     runs = rows[-1]["run"] + 1
-    plot(picture, TITLES[dataset.name], caption(dataset, options, device, runs), rows)
+    plot(picture, TITLES[dataset.name], describe(dataset, options, device, runs), rows)
     return [picture, numbers]
 
 
@@ -976,17 +1002,14 @@ def run_dataset(dataset, options, device):
     """Train, prune and evaluate on one data set; write the results after every run."""
     import tensorflow as tf
 
-    train_images, test_images = (
-        tf.constant(np.divide(images, dataset.white, dtype=np.float32).reshape(len(images), -1))
-        for images in (dataset.train_images, dataset.test_images)
-    )
-    train_images = tf.cast(train_images, options.precision)
+    scale = compiled_scaling()
+    train_images = tf.cast(scale(dataset.train_images, dataset.white), options.precision)
+    test_images = scale(dataset.test_images, dataset.white)
     train_labels = tf.constant(dataset.train_labels, tf.int64)
     rows, saved = [], []
-    for run in range(options.runs):
+    for run, rng in enumerate(np.random.default_rng(options.seed).spawn(options.runs)):
         print(f"{TITLES[dataset.name]}, run {run + 1} of {options.runs}", flush=True)
-        # the pair of numbers, not their sum: no run of one seed is repeated by another seed
-        training_rng, control_rng = np.random.default_rng([options.seed, run]).spawn(2)
+        training_rng, control_rng = rng.spawn(2)
         network = train(train_images, train_labels, options, training_rng)
         for row in sweep(
             network, test_images, dataset.test_labels, options.sparsities, control_rng
@@ -1012,9 +1035,9 @@ def main(arguments=None):
         announce(datasets, device)
         for dataset in datasets:
             run_dataset(dataset, options, device)
-    except UserError as error:
+    except (UserError, MemoryError) as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
-        return error.status
+        return getattr(error, "status", 1)
     except KeyboardInterrupt as interrupt:
         print("\ninterrupted; the results of finished runs are kept", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)

@@ -169,7 +169,7 @@ def test_what_is_no_kernel_is_refused(prune):
 
 @pytest.mark.parametrize("prune", [prune_weights, prune_neurons])
 def test_kernels_of_a_keras_model_can_be_pruned(prune):
-    """The use that the README shows: a model of somebody else's, biases and convolution included."""
+    """The use that the README shows, on a model with biases and a convolution."""
     model = keras.Sequential(
         [
             keras.Input((8, 8, 1)),

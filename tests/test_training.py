@@ -13,6 +13,7 @@ from network_pruning import (
     UserError,
     compiled_training,
     evaluate,
+    initial_state,
     logits,
     paced,
     sweep,
@@ -81,7 +82,7 @@ def test_a_call_takes_about_a_second(monkeypatch):
 
 
 def reference_training(network, images, labels, order, batch_size, rate):
-    """Adam as Kingma and Ba 2015 write it (with epsilon outside the root's correction), in NumPy."""
+    """Adam (Kingma and Ba 2015, the efficient form at the end of section 2), in NumPy."""
     values = [np.array(v, np.float64) for v in (*network.kernels, network.bias)]
     first, second = ([np.zeros_like(v) for v in values] for _ in range(2))
     for step, start in enumerate(range(0, len(order), batch_size), 1):
@@ -110,14 +111,12 @@ def test_training_is_adam_on_the_mean_loss_of_each_batch():
     draw = [rng.normal(size=shape).astype(np.float32) for shape in ((6, 5), (5, 10), (10,))]
     order = rng.permutation(100)
     expected = reference_training(Network(draw[:-1], draw[-1]), images, labels, order, 32, 0.01)
-    variables = [tf.Variable(v) for v in draw]
-    moments = [(tf.Variable(tf.zeros_like(v)), tf.Variable(tf.zeros_like(v))) for v in variables]
+    network, moments = initial_state(draw[:-1])
+    network.bias.assign(draw[-1])
     place = tf.constant(order), tf.constant([0, 100]), tf.constant(1.0)
-    network = Network(variables[:-1], variables[-1])
-    compiled_training()(
-        network, moments, images, labels, *place, tf.constant(32), tf.constant(0.01)
-    )
-    for variable, value in zip(variables, expected):
+    settings = tf.constant(32), tf.constant(0.01)
+    compiled_training()(network, moments, images, labels, *place, *settings)
+    for variable, value in zip((*network.kernels, network.bias), expected):
         np.testing.assert_allclose(variable.numpy(), value, rtol=1e-3, atol=1e-5)
 
 
