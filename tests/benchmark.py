@@ -177,9 +177,9 @@ def benchmark_sweep():
     rest = whole - inside
     print(f"\nsweep of 10 levels: {whole:.1f} s, of it {inside:.1f} s for speed and accuracy;")
     print(f"the rest, {rest:.2f} s, is {rest / one_pass:.1f} dense passes of {one_pass:.3f} s")
-    ten = sweep_seconds([level / 10 for level in range(10)], 500)[0]
-    hundred = sweep_seconds([level / 100 for level in range(100)], 500)[0]
-    print(f"on 500 images, 100 levels take {hundred / ten:.1f} times as long as 10")
+    some, many = ([level / count for level in range(count)] for count in (10, 100))
+    ratios = [sweep_seconds(many, 500)[0] / sweep_seconds(some, 500)[0] for _ in range(3)]
+    print(f"on 500 images, 100 levels take {statistics.median(ratios):.1f} times as long as 10")
 
 
 def benchmark_sparse(repeats):

@@ -1,9 +1,11 @@
 """The command as a user runs it: in a process of its own, on real data, without a network."""
 
 import struct
+import subprocess
+import sys
 
 import pytest
-from conftest import read_csv
+from conftest import SCRIPT, read_csv
 
 from network_pruning import METHODS, SPARSITIES
 
@@ -154,6 +156,22 @@ def test_a_data_set_that_was_named_is_not_replaced(run_command, tmp_path):
     assert done.stderr.startswith("network_pruning.py: error: mnist cannot be downloaded")
     assert done.stderr.count("\n") == 1
     assert not list((tmp_path / "plots").iterdir())
+
+
+def test_importing_the_script_prints_nothing_and_loads_no_tensorflow():
+    check = (
+        "import sys, network_pruning; print('tensorflow' in sys.modules, 'keras' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd=SCRIPT.parent, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("False False\n", "")
+
+
+def test_too_little_memory_is_one_line(run_command):
+    done = run_command("--datasets", "digits", "--hidden-units", 10**7, 10**7)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "error: Unable to allocate" in done.stderr
 
 
 def test_help_lists_every_option_with_its_default(run_command):
