@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ HIDDEN_UNITS = (1000, 1000, 500, 200)
 EPOCHS = 10
 BATCH_SIZE = 128  # images
 LEARNING_RATE = 1e-3
-ADAM_BETA_1, ADAM_BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8  # TensorFlow 1's defaults
+ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8  # TensorFlow 1's defaults
 PRECISIONS = ("float32", "bfloat16")  # of training's matrix products; the rest is float32
 RUNS = 3  # networks per data set
 SEED = 0
@@ -63,7 +64,7 @@ IDX_FILES = {  # published name: dimensions
 IDX_UNSIGNED_BYTE = 8  # the header's code for the type of the elements
 IDX_LIMIT = 2**30  # bytes; MNIST's largest file unpacks to 47 million
 DOWNLOAD_TIMEOUT = 10  # seconds without a sign of life
-DIGITS_TEST_SHARE = 0.2
+DIGITS_SPLIT = dict(test_size=0.2, random_state=0)  # the same for every seed, so that runs compare
 
 FAILED_LOSS = 2 * math.log(CLASSES)  # twice that of guessing; untrained networks are below
 SECONDS_PER_CALL = 0.5  # of training, between two returns to Python
@@ -118,7 +119,7 @@ def load_datasets(names, data_dir):
     Raises UserError for a data set that cannot be had.
     """
     if names or data_dir:
-        return [load_dataset(name, data_dir) for name in names or DOWNLOADED]
+        return [load_dataset(name, data_dir) for name in dict.fromkeys(names or DOWNLOADED)]
     loaded, failures = [], []
     for name in DOWNLOADED:
         try:
@@ -137,9 +138,8 @@ def load_dataset(name, data_dir):
     if name == EMBEDDED:
         dataset = load_digits()
     elif data_dir:
-        folder = data_dir / name
-        arrays = [read_idx(find_idx(folder, file), IDX_FILES[file]) for file in IDX_FILES]
-        dataset = Dataset(name, str(folder), 255, *arrays)
+        arrays = [read_idx(find_idx(data_dir / name, file), IDX_FILES[file]) for file in IDX_FILES]
+        dataset = Dataset(name, str(data_dir / name), 255, *arrays)
     else:
         dataset = download(name)
     check_dataset(dataset)
@@ -148,10 +148,10 @@ def load_dataset(name, data_dir):
 
 def find_idx(folder, file):
     """Return the path of an IDX file in `folder`, compressed or plain."""
-    for path in (folder / f"{file}.gz", folder / file):
-        if path.exists():
-            return path
-    raise UserError(f"{folder / file}.gz is missing, and so is the file without .gz")
+    packed, plain = folder / f"{file}.gz", folder / file
+    if not packed.exists() and not plain.exists():
+        raise UserError(f"{packed} is missing, and so is the file without .gz")
+    return packed if packed.exists() else plain
 
 
 def read_idx(path, dimensions):
@@ -182,7 +182,6 @@ def download(name):
     """Load a data set by keras.datasets, which downloads it once and caches it."""
     import keras
 
-    timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         train, test = getattr(keras.datasets, name).load_data()
@@ -194,7 +193,7 @@ def download(name):
             f"with DIR/{name}/{next(iter(IDX_FILES))}.gz and so on"
         ) from error
     finally:
-        socket.setdefaulttimeout(timeout)
+        socket.setdefaulttimeout(None)
     return Dataset(name, "keras.datasets", 255, *train, *test)
 
 
@@ -206,11 +205,11 @@ def check_cache(name):
     cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "datasets"
     for file, dimensions in IDX_FILES.items():
         path = cache / name.replace("_", "-") / f"{file}.gz"
-        if path.exists():
-            try:
+        try:
+            if path.exists():
                 read_idx(path, dimensions)
-            except UserError as error:
-                raise UserError(f"{error}; delete this file to have it downloaded anew") from error
+        except UserError as error:
+            raise UserError(f"{error}; delete this file to have it downloaded anew") from error
 
 
 def load_digits():
@@ -220,11 +219,7 @@ def load_digits():
 
     images, labels = load_digits().images.astype(np.uint8), load_digits().target
     train_images, test_images, train_labels, test_labels = train_test_split(
-        images,
-        labels,
-        test_size=DIGITS_TEST_SHARE,
-        stratify=labels,
-        random_state=0,  # the same split for every seed, so that runs compare
+        images, labels, stratify=labels, **DIGITS_SPLIT
     )
     arrays = train_images, train_labels, test_images, test_labels
     return Dataset(EMBEDDED, "scikit-learn", 16, *arrays)
@@ -346,17 +341,14 @@ def compact(kernels):
     Raises ValueError for hidden biases and for kernels that do not chain.
     """
     kernels = [np.asarray(kernel) for kernel in kernels]
-    for kernel in kernels:
-        if kernel.ndim == 1:
-            raise ValueError(
-                f"compact takes kernels alone, not a bias of shape {list(kernel.shape)}: a unit "
-                "with a hidden bias outputs a constant even without inputs"
-            )
-    if any(k.ndim != 2 for k in kernels) or any(
-        a.shape[1] != b.shape[0] for a, b in zip(kernels, kernels[1:])
+    shapes = [kernel.shape for kernel in kernels]
+    if any(len(shape) != 2 for shape in shapes) or any(
+        before[1] != after[0] for before, after in zip(shapes, shapes[1:])
     ):
-        shapes = ", ".join(str(list(kernel.shape)) for kernel in kernels)
-        raise ValueError(f"kernels [fan_in, units] do not chain from first to output: {shapes}")
+        raise ValueError(
+            "compact takes kernels [fan_in, units] that chain, and no hidden biases, with which a "
+            f"unit outputs a constant even without inputs; it was given the shapes {shapes}"
+        )
     present = [kernel != 0 for kernel in kernels]
     reached, useful = [np.ones(kernels[0].shape[0], bool)], [np.ones(kernels[-1].shape[1], bool)]
     for weights in present:
@@ -371,6 +363,27 @@ def compact(kernels):
 # ------------------------------------------------------------------------------------- device
 
 
+@contextlib.contextmanager
+def quietly():
+    """Hide what TensorFlow logs while it starts, unless the user chose its log level.
+
+    Some lines come before TensorFlow looks at that level, so stderr itself is set aside.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+@quietly()
 def set_up_device():
     """Ready TensorFlow on the first GPU, or else the CPU, and return its name.
 
@@ -422,7 +435,7 @@ def announce(datasets, device):
         print(f"TensorFlow cannot use the GPU, {gpu}. To mend it: {cure}", file=sys.stderr)
 
 
-# ----------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------ network
 
 
 class Network(NamedTuple):
@@ -435,21 +448,19 @@ class Network(NamedTuple):
     bias: np.ndarray
 
 
-@functools.cache
-def compiled_scaling():
-    """Return a function that moves images [n, height, width] to the device, [n, pixels] in [0, 1].
+def glorot_uniform(rng, fan_in, units):
+    """Draw a float32 kernel [fan_in, units] (Glorot and Bengio 2010)."""
+    limit = math.sqrt(6 / (fan_in + units))
+    return rng.uniform(-limit, limit, (fan_in, units)).astype(np.float32)
 
-    It is compiled because single operations, or NumPy, would hold twice the memory for a while.
-    """
+
+def initial_parameters(sizes, rng):
+    """Make the variables of `train_batches` for layers of these sizes, the images' first."""
     import tensorflow as tf
 
-    signature = tf.TensorSpec([None, None, None], tf.uint8), tf.TensorSpec([], tf.float32)
-
-    @tf.function(input_signature=signature)
-    def scale(images, white):
-        return tf.reshape(tf.cast(images, tf.float32) / white, [tf.shape(images)[0], -1])
-
-    return scale
+    kernels = [glorot_uniform(rng, *shape) for shape in zip(sizes, sizes[1:])]
+    values = [*kernels, np.zeros(CLASSES, np.float32)]
+    return [[tf.Variable(start) for start in (value, 0 * value, 0 * value)] for value in values]
 
 
 def on_device(network):
@@ -457,6 +468,13 @@ def on_device(network):
     import tensorflow as tf
 
     return Network([tf.constant(kernel) for kernel in network.kernels], tf.constant(network.bias))
+
+
+def scaled(images, white):
+    """Copy images [n, height, width] to the device, as a float32 tensor [n, pixels] in [0, 1]."""
+    import tensorflow as tf
+
+    return tf.cast(images.reshape(len(images), -1), tf.float32) / white
 
 
 def logits(network, images):
@@ -469,52 +487,50 @@ def logits(network, images):
     return tf.matmul(images, output) + network.bias
 
 
+# ----------------------------------------------------------------------------------- training
+# Three things make it nearly as fast as its matrix products. The loop over batches runs inside
+# TensorFlow and returns only twice a second, for the progress bar and Ctrl-C; on a fast GPU that is
+# after a whole epoch. Adam is TensorFlow's one fused operation, where that of Keras 3 is a chain of
+# small ones. And backpropagation is spelt out, which lets a kernel be updated while its gradient is
+# still in the processor's cache.
+
+
 @functools.cache
 def compiled_training():
-    """Return `train_batches`, which TensorFlow traces once for each shape of network and data.
-
-    What makes it fast: the loop over batches stays inside TensorFlow; Adam is TensorFlow's one
-    fused operation, where that of Keras 3 is a chain of small ones; and backpropagation is spelt
-    out, which lets a kernel be updated while its gradient is still in the processor's cache.
-    """
+    """Return `train_batches`, which TensorFlow traces once for each shape of network and data."""
     import tensorflow as tf
 
-    def adam(variable, moments, gradient, powers, rate):
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=moments[0].handle,
-            v=moments[1].handle,
-            beta1_power=powers[0],
-            beta2_power=powers[1],
-            lr=rate,
-            beta1=ADAM_BETA_1,
-            beta2=ADAM_BETA_2,
-            epsilon=ADAM_EPSILON,
-            grad=tf.cast(gradient, tf.float32),
-        )
+    def update(parameter, gradient, settings):
+        var, m, v = (variable.handle for variable in parameter)
+        gradient = tf.cast(gradient, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(var=var, m=m, v=v, grad=gradient, **settings)
 
     @tf.function
-    def train_batches(network, moments, images, labels, order, span, step, batch_size, rate):
-        """Train on images order[span[0]:span[1]], the first batch being number `step` from 1.
+    def train_batches(parameters, images, labels, order, batches, earlier, batch_size, rate):
+        """Train on the batches numbered batches[0] to batches[1] - 1 of an epoch's `order`.
 
-        moments: Adam's two variables for each kernel and the bias. The images' type is that of
-        the matrix products. Returns the mean loss.
+        parameters: of each kernel, and at last the bias, the variable itself and Adam's two
+        moments. The images' type is that of the matrix products. earlier: steps before this
+        epoch. Returns the mean loss.
         """
         total = 0.0
-        for start in tf.range(span[0], span[1], batch_size):
+        for number in tf.range(batches[0], batches[1]):
             tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # they are a chain
-            powers = ADAM_BETA_1**step, ADAM_BETA_2**step
-            batch = order[start : start + batch_size]
-            kernels = [tf.cast(kernel, images.dtype) for kernel in network.kernels]
+            step = tf.cast(earlier + number + 1, tf.float32)
+            beta1, beta2 = ADAM_BETAS
+            settings = dict(beta1=beta1, beta2=beta2, epsilon=ADAM_EPSILON, lr=rate)
+            settings |= dict(beta1_power=beta1**step, beta2_power=beta2**step)
+            batch = order[number * batch_size : (number + 1) * batch_size]
+            kernels = [tf.cast(kernel, images.dtype) for kernel, *_ in parameters[:-1]]
             inputs = [tf.gather(images, batch)]  # of each layer
             for kernel in kernels[:-1]:
                 inputs.append(tf.nn.relu(tf.matmul(inputs[-1], kernel)))
-            outputs = tf.cast(tf.matmul(inputs[-1], kernels[-1]), tf.float32) + network.bias
+            outputs = tf.cast(tf.matmul(inputs[-1], kernels[-1]), tf.float32) + parameters[-1][0]
             losses, errors = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
                 features=outputs, labels=tf.gather(labels, batch)
             )
             errors /= tf.cast(tf.size(batch), tf.float32)  # the loss is the mean over the batch
-            adam(network.bias, moments[-1], tf.reduce_sum(errors, axis=0), powers, rate)
+            update(parameters[-1], tf.reduce_sum(errors, axis=0), settings)
             errors = tf.cast(errors, images.dtype)
             for layer in reversed(range(len(kernels))):
                 gradient = tf.matmul(inputs[layer], errors, transpose_a=True)
@@ -522,80 +538,49 @@ def compiled_training():
                     errors = tf.matmul(errors, kernels[layer], transpose_b=True)
                     errors = tf.raw_ops.ReluGrad(gradients=errors, features=inputs[layer])
                 with tf.control_dependencies([errors]):  # which still needs the kernel as it was
-                    adam(network.kernels[layer], moments[layer], gradient, powers, rate)
-            step += 1.0
-            total += tf.reduce_sum(losses)
-        return total / tf.cast(span[1] - span[0], tf.float32)
+                    update(parameters[layer], gradient, settings)
+            total += tf.reduce_mean(losses)
+        return total / tf.cast(batches[1] - batches[0], tf.float32)
 
     return train_batches
-
-
-def glorot_uniform(rng, fan_in, units):
-    """Draw a float32 kernel [fan_in, units] (Glorot and Bengio 2010)."""
-    limit = math.sqrt(6 / (fan_in + units))
-    return rng.uniform(-limit, limit, (fan_in, units)).astype(np.float32)
-
-
-def initial_state(kernels):
-    """Make the variables that training changes: a Network and, for each part of it, two moments."""
-    import tensorflow as tf
-
-    network = Network([tf.Variable(k) for k in kernels], tf.Variable(tf.zeros(CLASSES)))
-    parts = [*network.kernels, network.bias]
-    return network, [[tf.Variable(tf.zeros_like(part)) for _ in range(2)] for part in parts]
-
-
-def paced(epochs, images, batch_size):
-    """Yield (epoch, first, last): each epoch's images in spans of whole batches.
-
-    A span takes the consumer about SECONDS_PER_CALL, whatever the machine and the network, so that
-    the progress bar moves and Ctrl-C is heard; a fast GPU gets a whole epoch at a time.
-    """
-    span = FIRST_CALL_BATCHES * batch_size
-    for epoch in range(1, epochs + 1):
-        last = 0
-        while last < images:
-            first, last = last, min(last + span, images)
-            began = time.perf_counter()
-            yield epoch, first, last
-            speed = (last - first) / (time.perf_counter() - began)
-            span = batch_size * max(1, int(SECONDS_PER_CALL * speed / batch_size))
 
 
 def train(images, labels, recipe, rng):
     """Train a Network by Adam on softmax cross-entropy; an epoch is a permutation of the images.
 
     images: tensor [n, pixels] in [0, 1], float32 or bfloat16, which then is the precision of the
-    matrix products. labels: tensor [n] of int64. recipe: has hidden_units,
-    epochs, batch_size and learning_rate. rng: draws initial kernels and data order. Raises
-    UserError when the loss is no longer finite, or in the end far above that of guessing.
+    matrix products. labels: tensor [n] of int64. recipe: has hidden_units, epochs, batch_size and
+    learning_rate. rng: draws initial kernels and data order. Raises UserError when the loss is no
+    longer finite, or in the end far above that of guessing.
     """
     import keras
     import tensorflow as tf
 
-    sizes = [images.shape[1], *recipe.hidden_units, CLASSES]
-    network, moments = initial_state(
-        [glorot_uniform(rng, *shape) for shape in zip(sizes, sizes[1:])]
-    )
-    batch_size, rate = tf.constant(recipe.batch_size), tf.constant(recipe.learning_rate)
-    steps = recipe.epochs * math.ceil(len(images) / recipe.batch_size)
-    verbose = 1 if sys.stdout.isatty() else 2  # 2 prints a line at the end, which suits a log
-    bar = keras.utils.Progbar(steps, verbose=verbose, stateful_metrics=["loss"])
-    done = 0  # steps
-    for epoch, *span in paced(recipe.epochs, len(images), recipe.batch_size):
-        if span[0] == 0:
+    parameters = initial_parameters([images.shape[1], *recipe.hidden_units, CLASSES], rng)
+    # tensors, since TensorFlow would trace the loop anew for every new Python number
+    settings = tf.constant(recipe.batch_size), tf.constant(recipe.learning_rate)
+    batches = math.ceil(len(images) / recipe.batch_size)  # in an epoch
+    steps, done, span = recipe.epochs * batches, 0, FIRST_CALL_BATCHES
+    # on a terminal a bar that moves, elsewhere one line at the end
+    bar = keras.utils.Progbar(steps, verbose=2 - sys.stdout.isatty(), stateful_metrics=["loss"])
+    while done < steps:
+        epoch, first = divmod(done, batches)
+        if first == 0:
             order = tf.constant(rng.permutation(len(images)))
-        # tensors, since TensorFlow would trace the loop anew for every new Python number
-        place = order, tf.constant(span), tf.constant(done + 1.0)
-        loss = compiled_training()(network, moments, images, labels, *place, batch_size, rate)
-        done += math.ceil((span[1] - span[0]) / recipe.batch_size)
-        if not np.isfinite(loss) or (done == steps and loss > FAILED_LOSS):
+        last = min(first + span, batches)
+        place = order, tf.constant([first, last]), tf.constant(done - first)
+        began = time.perf_counter()
+        loss = float(compiled_training()(parameters, images, labels, *place, *settings))
+        span = max(1, int(SECONDS_PER_CALL * (last - first) / (time.perf_counter() - began)))
+        done += last - first
+        if not math.isfinite(loss) or (done == steps and loss > FAILED_LOSS):
             raise UserError(
-                f"training failed in epoch {epoch}: the loss is {loss:g}; "
+                f"training failed in epoch {epoch + 1}: the loss is {loss:g}; "
                 f"pass a --learning-rate below {recipe.learning_rate:g}"
             )
-        bar.update(done, [("loss", float(loss))])
-    return Network([kernel.numpy() for kernel in network.kernels], network.bias.numpy())
+        bar.update(done, [("loss", loss)])
+    *kernels, bias = (variable.numpy() for variable, *_ in parameters)
+    return Network(kernels, bias)
 
 
 # -------------------------------------------------------------------------------------- sweep
@@ -733,10 +718,9 @@ def summarise(rows, method, column):
 
     The standard deviation of a single run is given as 0.
     """
-    rows = [row for row in rows if row["method"] == method]
-    values = [[row[column] for row in rows if row["sparsity"] == s] for s in levels_of(rows)]
-    deviation = np.std(values, axis=1, ddof=1) if len(values[0]) > 1 else np.zeros(len(values))
-    return np.mean(values, axis=1), deviation
+    values = [row[column] for row in rows if row["method"] == method]
+    runs = np.reshape(values, (-1, len(levels_of(rows))))
+    return runs.mean(axis=0), runs.std(axis=0, ddof=int(len(runs) > 1))
 
 
 def table(rows):
@@ -871,8 +855,8 @@ class Parser(argparse.ArgumentParser):
         raise OptionError(message)
 
 
-def number(kind, accepts, meaning):
-    """Make an option's type: text to a number of that kind, refused unless `accepts` takes it."""
+def checked(kind, accepts, meaning):
+    """Make an option's type: text to a value of that kind, refused unless `accepts` takes it."""
 
     def parse(text):
         with contextlib.suppress(ValueError):
@@ -883,57 +867,36 @@ def number(kind, accepts, meaning):
     return parse
 
 
-def folder(text):
-    """Take the path of a directory as an option's value."""
-    if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is not a directory")
-    return Path(text)
-
-
 def build_parser():
     """Build the parser of the command line."""
-    fraction = number(float, lambda value: 0 <= value <= 1, "a fraction in [0, 1]")
-    count = number(int, lambda value: value > 0, "a whole number above 0")
-    natural = number(int, lambda value: value >= 0, "a whole number of 0 or more")
-    rate = number(float, lambda value: 0 < value < math.inf, "a finite number above 0")
+    fraction = checked(float, lambda value: 0 <= value <= 1, "a fraction in [0, 1]")
+    count = checked(int, lambda value: value > 0, "a whole number above 0")
+    natural = checked(int, lambda value: value >= 0, "a whole number of 0 or more")
+    rate = checked(float, lambda value: 0 < value < math.inf, "a finite number above 0")
+    folder = checked(Path, Path.is_dir, "a directory")
+    names = "default: the first two, or if neither can be downloaded digits, which are embedded"
+    source = "folder of mnist/ and fashion_mnist/, four IDX files each, instead of a download"
+    saved = "also save the first run's dense network and its neuron-pruned, compacted ones"
+    products = "of the matrix products in training (default: %(default)s)"
     parser = Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-
-    def add(option, kind, default, meaning, **more):
-        several = isinstance(default, tuple)
+    parser.add_argument("--datasets", nargs="+", choices=TITLES, help=names)
+    parser.add_argument("--data-dir", type=folder, metavar="DIR", help=source)
+    parser.add_argument("--save-models", action="store_true", help=saved)
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help=products)
+    for option, kind, default, metavar, meaning in (
+        ("--output-dir", Path, "plots", "DIR", "folder to write to"),
+        ("--sparsities", fraction, SPARSITIES, "S", "fractions to remove, from 0 to 1"),
+        ("--runs", count, RUNS, "N", "networks per data set"),
+        ("--seed", natural, SEED, "N", "from which every run's draws derive"),
+        ("--hidden-units", count, HIDDEN_UNITS, "N", "units of each hidden layer"),
+        ("--epochs", count, EPOCHS, "N", "passes over the training set"),
+        ("--batch-size", count, BATCH_SIZE, "N", "images per training step"),
+        ("--learning-rate", rate, LEARNING_RATE, "RATE", "of Adam"),
+    ):
+        several = dict(nargs="+") if isinstance(default, tuple) else {}
         shown = " ".join(map(str, default)) if several else default
-        more |= {"nargs": "+"} if several else {}
-        text = f"{meaning} (default: {shown})"
-        parser.add_argument(option, type=kind, default=default, help=text, **more)
-
-    names = *DOWNLOADED, EMBEDDED
-    parser.add_argument(
-        "--datasets",
-        nargs="+",
-        choices=names,
-        help=f"what to train on (default: {' '.join(DOWNLOADED)}; {EMBEDDED}, which is embedded, "
-        "if neither can be downloaded)",
-    )
-    where = "folder of mnist/ and fashion_mnist/ with four IDX files each, instead of a download"
-    add("--data-dir", folder, None, where, metavar="DIR")
-    add("--output-dir", Path, "plots", "folder to write to", metavar="DIR")
-    parser.add_argument(
-        "--save-models",
-        action="store_true",
-        help="also save the first run's dense network and its neuron-pruned, compacted ones",
-    )
-    add("--sparsities", fraction, SPARSITIES, "fractions to remove, from 0 to 1", metavar="S")
-    add("--runs", count, RUNS, "networks per data set", metavar="N")
-    add("--seed", natural, SEED, "from which every run's draws derive", metavar="N")
-    add("--hidden-units", count, HIDDEN_UNITS, "units of each hidden layer", metavar="N")
-    add("--epochs", count, EPOCHS, "passes over the training set", metavar="N")
-    add("--batch-size", count, BATCH_SIZE, "images per training step", metavar="N")
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default=PRECISIONS[0],
-        help="of the matrix products in training (default: %(default)s)",
-    )
-    add("--learning-rate", rate, LEARNING_RATE, "of Adam", metavar="RATE")
+        several |= dict(type=kind, default=default, metavar=metavar)
+        parser.add_argument(option, help=f"{meaning} (default: {shown})", **several)
     return parser
 
 
@@ -945,78 +908,34 @@ def parse_options(arguments):
         options.output_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.output_dir).close()
     except OSError as error:
-        raise OptionError(
-            f"--output-dir {options.output_dir} cannot be written to: {error}"
-        ) from error
-    options.datasets = options.datasets and list(dict.fromkeys(options.datasets))
+        culprit = f"--output-dir {options.output_dir}"
+        raise OptionError(f"{culprit} cannot be written to: {error}") from error
     return options
 
 
-@contextlib.contextmanager
-def quiet_start():
-    """Hide what TensorFlow logs while it starts, unless the user chose its log level.
-
-    Some lines come before TensorFlow looks at that level, so stderr itself is set aside.
-    """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        yield
-        return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which so takes the way of Ctrl-C: Keras, too, then removes a partial download."""
-
-
-def terminate(signal_number, frame):
-    """Handle SIGTERM."""
-    raise Terminated
-
-
-@contextlib.contextmanager
-def uninterrupted():
-    """Hold Ctrl-C and SIGTERM back until the end of the block."""
-    caught = []
-    handlers = {
-        number: signal.signal(number, lambda number, frame: caught.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if caught:
-        signal.raise_signal(caught[0])
+def interrupt(signal_number, frame):
+    """Handle Ctrl-C and SIGTERM alike: Keras then removes a partial download as well."""
+    raise KeyboardInterrupt(signal_number)
 
 
 def run_dataset(dataset, options, device):
     """Train, prune and evaluate on one data set; write the results after every run."""
     import tensorflow as tf
 
-    scale = compiled_scaling()
-    train_images = tf.cast(scale(dataset.train_images, dataset.white), options.precision)
-    test_images = scale(dataset.test_images, dataset.white)
+    train_images = tf.cast(scaled(dataset.train_images, dataset.white), options.precision)
+    test_images = scaled(dataset.test_images, dataset.white)
     train_labels = tf.constant(dataset.train_labels, tf.int64)
     rows, saved = [], []
     for run, rng in enumerate(np.random.default_rng(options.seed).spawn(options.runs)):
         print(f"{TITLES[dataset.name]}, run {run + 1} of {options.runs}", flush=True)
         training_rng, control_rng = rng.spawn(2)
         network = train(train_images, train_labels, options, training_rng)
-        for row in sweep(
-            network, test_images, dataset.test_labels, options.sparsities, control_rng
-        ):
+        evaluated = test_images, dataset.test_labels, options.sparsities, control_rng
+        for row in sweep(network, *evaluated):
             rows.append({"dataset": dataset.name, "run": run, "seed": options.seed, **row})
-        with uninterrupted():
-            written = write_results(dataset, options, device, rows)
+        # in a thread of its own, which Ctrl-C leaves to finish what it has begun
+        with ThreadPoolExecutor() as writer:
+            written = writer.submit(write_results, dataset, options, device, rows).result()
         if options.save_models and run == 0:
             saved = save_models(options.output_dir, dataset.name, network, options.sparsities)
     print(f"\n{TITLES[dataset.name]}: test accuracy, mean \u00b1 standard deviation\n{table(rows)}")
@@ -1025,11 +944,11 @@ def run_dataset(dataset, options, device):
 
 def main(arguments=None):
     """Run the experiment and return the exit status."""
-    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
         options = parse_options(arguments)
-        with quiet_start():
-            device = set_up_device()
+        device = set_up_device()
         datasets = load_datasets(options.datasets, options.data_dir)
         check_batch_size(options.batch_size, datasets)
         announce(datasets, device)
@@ -1038,10 +957,10 @@ def main(arguments=None):
     except (UserError, MemoryError) as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         return getattr(error, "status", 1)
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt as interruption:
         print("\ninterrupted; the results of finished runs are kept", file=sys.stderr, flush=True)
-        number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
-        os._exit(128 + number)  # at once: an orderly end of TensorFlow takes about a second
+        # at once: an orderly end of TensorFlow takes about a second
+        os._exit(128 + interruption.args[0])
     return 0
 
 

@@ -19,8 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import network_pruning as project
 
-with project.quiet_start():
-    DEVICE = project.set_up_device()
+DEVICE = project.set_up_device()
 
 import keras
 import tensorflow as tf
@@ -92,8 +91,8 @@ def updates(batches):
                     beta1_power=0.5,
                     beta2_power=0.5,
                     lr=project.LEARNING_RATE,
-                    beta1=project.ADAM_BETA_1,
-                    beta2=project.ADAM_BETA_2,
+                    beta1=project.ADAM_BETAS[0],
+                    beta2=project.ADAM_BETAS[1],
                     epsilon=project.ADAM_EPSILON,
                     grad=gradient,
                 )
@@ -105,13 +104,12 @@ def updates(batches):
 def this_project(batches, images, labels, precision):
     """Return work that trains on batches as `network_pruning.train` does."""
     images = tf.cast(images, precision)
-    network, moments = project.initial_state(draw_kernels())
+    parameters = project.initial_parameters(SIZES, RNG)
     order = tf.constant(RNG.permutation(TRAINING_IMAGES))
-    span = tf.constant([0, batches * project.BATCH_SIZE])
+    place = order, tf.constant([0, batches]), tf.constant(0)
     settings = tf.constant(project.BATCH_SIZE), tf.constant(project.LEARNING_RATE)
     loop = project.compiled_training()
-    place = order, span, tf.constant(1.0)
-    return lambda: loop(network, moments, images, labels, *place, *settings).numpy()
+    return lambda: loop(parameters, images, labels, *place, *settings).numpy()
 
 
 def keras_fit(batches, images, labels):

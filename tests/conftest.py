@@ -2,14 +2,22 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "network_pruning.py"
+import network_pruning
+
+SCRIPT = Path(network_pruning.__file__)
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+network_pruning.set_up_device()  # before any test uses TensorFlow, which then allows it no more
+# which the script sets, unless it finds it set
+CLEAN = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
 
 
 @pytest.fixture
@@ -19,7 +27,7 @@ def run_command(tmp_path):
     def run(*arguments, **variables):
         # a proxy that refuses every connection: downloads fail at once, on any machine
         proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
-        environment = {**os.environ, **proxies, "KERAS_HOME": str(tmp_path / "keras"), **variables}
+        environment = {**CLEAN, **proxies, "KERAS_HOME": str(tmp_path / "keras"), **variables}
         return subprocess.run(
             [sys.executable, SCRIPT, *map(str, arguments)],
             cwd=tmp_path,
@@ -30,6 +38,22 @@ def run_command(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def run_main(tmp_path, monkeypatch, capsys):
+    """Run the script in this process, where TensorFlow has started already, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments):
+        status = network_pruning.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=said.out, stderr=said.err)
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

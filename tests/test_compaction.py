@@ -112,12 +112,14 @@ def test_nothing_is_left_to_delete(sizes, sparsity, seed):
 
 def test_hidden_biases_are_refused():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(2)])
-    with pytest.raises(ValueError, match=r"not a bias of shape \[4\].* outputs a constant"):
+    with pytest.raises(
+        ValueError, match=r"no hidden biases, .* shapes \[\(3, 4\), \(4,\), \(4, 2\)"
+    ):
         compact(model.get_weights())
 
 
 def test_kernels_that_do_not_chain_are_refused():
-    with pytest.raises(ValueError, match=r"do not chain .*: \[3, 4\], \[5, 2\]"):
+    with pytest.raises(ValueError, match=r"that chain, .* shapes \[\(3, 4\), \(5, 2\)\]"):
         compact([np.ones((3, 4)), np.ones((5, 2))])
 
 
@@ -145,10 +147,10 @@ def test_live_and_stored_weights_of_a_hand_worked_network():
     assert measured["speedup"] > 0
 
 
-def test_saved_models_load_in_keras_alone_and_are_as_accurate_as_stated(run_command, tmp_path):
+def test_saved_models_load_in_keras_alone_and_are_as_accurate_as_stated(run_main, tmp_path):
     levels = ("--sparsities", 0.5, 0.8, 1)
     short = ("--datasets", "digits", "--epochs", 5, "--hidden-units", 60, 30, "--runs", 2)
-    assert run_command(*short, *levels, "--save-models", "--output-dir", "saved").returncode == 0
+    assert run_main(*short, *levels, "--save-models", "--output-dir", "saved").returncode == 0
     from network_pruning import load_datasets
 
     [digits] = load_datasets(["digits"], None)

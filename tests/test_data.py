@@ -113,6 +113,14 @@ def test_a_data_set_that_was_named_is_never_replaced(name, no_download):
         load_datasets([name], None)
 
 
+def test_a_failed_download_ends_the_command_with_one_line(no_download, run_main, tmp_path):
+    done = run_main("--datasets", "mnist")
+    assert done.returncode == 1
+    assert done.stderr.startswith("network_pruning.py: error: mnist cannot be downloaded")
+    assert done.stderr.count("\n") == 1
+    assert not list((tmp_path / "plots").iterdir())
+
+
 def test_one_of_the_two_is_not_dropped_silently(no_download, monkeypatch):
     loaded = (ARRAYS[:2], ARRAYS[2:])
     monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: loaded)

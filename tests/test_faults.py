@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import keras
 import numpy as np
 import pytest
-from conftest import SCRIPT, read_csv
+from conftest import CLEAN, SCRIPT, read_csv
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_data import ARRAYS, idx_bytes, write_folder
@@ -133,9 +133,9 @@ def test_a_mutated_file_gives_the_right_array_or_the_clear_error(tmp_path_factor
             assert idx_bytes(array) == bytes(content)
 
 
-def test_bad_data_end_the_command_with_one_line(run_command, tmp_path):
+def test_bad_data_end_the_command_with_one_line(run_main, tmp_path):
     write_folder(tmp_path / "data" / "mnist", changed(1, ARRAYS[1][:-1]))
-    done = run_command("--data-dir", "data", "--datasets", "mnist")
+    done = run_main("--data-dir", "data", "--datasets", "mnist")
     assert done.returncode == 1
     assert done.stderr == (
         "network_pruning.py: error: mnist from data/mnist has 20 images but 19 labels\n"
@@ -218,55 +218,74 @@ def test_two_writers_at_once_leave_one_whole_file(tmp_path):
 MANY_LEVELS = [str(i / 100) for i in range(100)]  # a CSV of over 20,000 bytes
 
 
+@pytest.fixture
+def files_of_20_kilobytes_at_most():
+    """A quota on the size of files, as a full disk another way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.parametrize(("levels", "culprit"), [(MANY_LEVELS, "csv"), (["0", "0.5"], "png")])
-def test_a_file_that_cannot_grow_leaves_earlier_results_whole(tmp_path, levels, culprit):
-    (tmp_path / "plots").mkdir()
-    for kind in ("csv", "png"):
-        (tmp_path / "plots" / f"digits.{kind}").write_text("earlier")
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *SHORT, "--sparsities", *levels],
-        cwd=tmp_path,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-        capture_output=True,
-        text=True,
-    )
+def test_a_file_that_cannot_grow_leaves_earlier_results_whole(
+    run_main, tmp_path, files_of_20_kilobytes_at_most, levels, culprit
+):
+    assert run_main(*SHORT, "--runs", 1).returncode == 0
+    csv, png = tmp_path / "plots" / "digits.csv", tmp_path / "plots" / "digits.png"
+    earlier = csv.read_bytes(), png.read_bytes()
+    files_of_20_kilobytes_at_most()
+    done = run_main(*SHORT, "--runs", 1, "--seed", 1, "--sparsities", *levels)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert f"error: plots/digits.{culprit} cannot be written: File too large" in done.stderr
-    assert (tmp_path / "plots" / "digits.png").read_text() == "earlier"
-    kept = (tmp_path / "plots" / "digits.csv").read_text()
-    assert kept == "earlier" if culprit == "csv" else kept.startswith("dataset,")
+    assert png.read_bytes() == earlier[1]
+    assert (csv.read_bytes() == earlier[0]) == (culprit == "csv")
+    assert len(read_csv(csv)) == 8
     assert len(list((tmp_path / "plots").iterdir())) == 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="mounts a file system")
-def test_a_full_file_system_is_reported(tmp_path):
-    mount = tmp_path / "small"
-    mount.mkdir()
-    size = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(mount)]
-    if not shutil.which("mount") or subprocess.run(size, capture_output=True).returncode:
-        pytest.skip("may not mount a file system here")
-    try:
-        done = subprocess.run(
-            [sys.executable, SCRIPT, *SHORT, "--output-dir", mount], capture_output=True, text=True
-        )
-        assert done.returncode == 1
-        assert "digits.png cannot be written: No space left on device" in done.stderr
-        assert [file.name for file in mount.iterdir()] == ["digits.csv"]
-        assert len(read_csv(mount / "digits.csv")) == 8
-    finally:
-        subprocess.run(["umount", mount], check=True)
+@pytest.fixture
+def mount(tmp_path):
+    """Mount an empty file system in memory with some options, where that is allowed."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("may not mount a file system here")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_file_system_is_reported(run_main, mount):
+    folder = mount("size=16k")
+    done = run_main(*SHORT, "--runs", 1, "--output-dir", folder)
+    assert done.returncode == 1
+    assert "digits.png cannot be written: No space left on device" in done.stderr
+    assert [file.name for file in folder.iterdir()] == ["digits.csv"]
+    assert len(read_csv(folder / "digits.csv")) == 8
+
+
+def test_a_read_only_file_system_is_refused_before_training(run_main, mount):
+    folder = mount("ro")
+    done = run_main(*SHORT, "--output-dir", folder)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"--output-dir {folder} cannot be written to: " in done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
-def test_a_read_only_folder_is_refused_before_training(run_command, tmp_path):
+def test_a_read_only_folder_is_refused_before_training(run_main, tmp_path):
     (tmp_path / "plots").mkdir(mode=0o500)
-    done = run_command(*SHORT)
+    done = run_main(*SHORT)
     assert done.returncode == 2
     assert "--output-dir plots cannot be written to: " in done.stderr
 
 
-def test_an_output_folder_that_cannot_be_made_is_refused(run_command):
-    done = run_command(*SHORT, "--output-dir", "/dev/null/plots")
+def test_an_output_folder_that_cannot_be_made_is_refused(run_main):
+    done = run_main(*SHORT, "--output-dir", "/dev/null/plots")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "--output-dir /dev/null/plots cannot be written to: " in done.stderr
 
@@ -278,7 +297,12 @@ def interrupt(number, folder, ready, *arguments):
     """Start the script, send it a signal once `ready` is there, return its status and delay."""
     command = [sys.executable, SCRIPT, *SHORT, *arguments]
     process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=CLEAN,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 60
     while not ready() and process.poll() is None and time.monotonic() < deadline:
@@ -293,7 +317,7 @@ def interrupt(number, folder, ready, *arguments):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_command_soon_and_finished_runs_are_kept(tmp_path, number, status):
     csv, png = tmp_path / "plots" / "digits.csv", tmp_path / "plots" / "digits.png"
-    arguments = ("--runs", "1000", "--hidden-units", "1000", "1000", "--epochs", "30")
+    arguments = ("--runs", "1000", "--hidden-units", "1000", "1000", "--epochs", "10")
     returned, seconds, errors = interrupt(number, tmp_path, png.exists, *arguments)
     assert returned == status
     assert seconds < 2
@@ -310,10 +334,10 @@ def test_a_killed_command_leaves_whole_files(tmp_path):
     assert png.read_bytes().endswith(b"IEND\xaeB`\x82")
 
 
-def test_a_failed_training_draws_no_curve_and_keeps_earlier_results(run_command, tmp_path):
+def test_a_failed_training_draws_no_curve_and_keeps_earlier_results(run_main, tmp_path):
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "digits.csv").write_text("earlier")
-    done = run_command("--datasets", "digits", "--learning-rate", 100)
+    done = run_main("--datasets", "digits", "--learning-rate", 100)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "error: training failed in epoch " in done.stderr
     assert done.stderr.endswith("pass a --learning-rate below 100\n")

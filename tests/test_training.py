@@ -13,9 +13,8 @@ from network_pruning import (
     UserError,
     compiled_training,
     evaluate,
-    initial_state,
+    initial_parameters,
     logits,
-    paced,
     sweep,
     train,
 )
@@ -63,30 +62,47 @@ def evaluate_on(images, network, labels):
     return evaluate(logits(network, images).numpy(), labels.numpy())
 
 
-@pytest.mark.parametrize("images", [1, 31, 32, 33, 100])
-def test_an_epoch_takes_every_image_once_in_whole_batches(images):
-    for wanted in (1, 2, 3):
-        spans = [span for epoch, *span in paced(3, images, 32) if epoch == wanted]
-        assert [i for first, last in spans for i in range(first, last)] == list(range(images))
-        assert all(first % 32 == 0 for first, _ in spans)
+def calls_of_training(monkeypatch, images, batch_size, epochs, images_per_second=1e9):
+    """Train with a loop that only takes its time; return each call's order, batches and steps."""
+    clock, calls = [0.0], []
+
+    def train_batches(parameters, pixels, labels, order, batches, earlier, *settings):
+        calls.append((order.numpy(), *batches.numpy(), earlier.numpy()))
+        clock[0] += (calls[-1][2] - calls[-1][1]) * batch_size / images_per_second
+        return 1.0
+
+    monkeypatch.setattr(network_pruning, "compiled_training", lambda: train_batches)
+    monkeypatch.setattr(network_pruning.time, "perf_counter", lambda: clock[0])
+    recipe = SimpleNamespace(**vars(RECIPE) | dict(epochs=epochs, batch_size=batch_size))
+    train(*toy_data(images), recipe, np.random.default_rng(0))
+    return calls
+
+
+@pytest.mark.parametrize("images", [1, 31, 32, 33, 1000])
+def test_an_epoch_is_a_permutation_in_whole_batches(monkeypatch, images):
+    calls = calls_of_training(monkeypatch, images, 32, 3)
+    batches = math.ceil(images / 32)
+    for epoch in range(3):
+        orders, firsts, lasts, earlier = zip(*(c for c in calls if c[3] == epoch * batches))
+        assert [n for span in zip(firsts, lasts) for n in range(*span)] == list(range(batches))
+        assert sorted(orders[0]) == list(range(images))
+        assert all(order is orders[0] or (order == orders[0]).all() for order in orders)
+    if images == 1000:
+        assert (calls[0][0] != calls[-1][0]).any()
 
 
 def test_a_call_takes_about_as_long_as_it_should(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(network_pruning.time, "perf_counter", lambda: clock[0])
-    sizes = []
-    for _, first, last in paced(2, 60000, 100):
-        sizes.append(last - first)
-        clock[0] += (last - first) / 40000  # 20,000 images in half a second
-    assert sizes == [800, 20000, 20000, 19200, 20000, 20000, 20000]
+    calls = calls_of_training(monkeypatch, 60000, 100, 2, images_per_second=40000)
+    # half a second's worth, 20,000 images, once the pace is known
+    sizes = [last - first for _, first, last, _ in calls]
+    assert sizes == [8, 200, 200, 192, 200, 200, 200]
 
 
-def reference_training(network, images, labels, order, batch_size, rate):
+def reference_training(network, images, labels, batches, rate):
     """Adam (Kingma and Ba 2015, the efficient form at the end of section 2), in NumPy."""
     values = [np.array(v, np.float64) for v in (*network.kernels, network.bias)]
     first, second = ([np.zeros_like(v) for v in values] for _ in range(2))
-    for step, start in enumerate(range(0, len(order), batch_size), 1):
-        batch = order[start : start + batch_size]
+    for step, batch in enumerate(batches, 1):
         variables = [tf.Variable(value) for value in values]
         with tf.GradientTape() as tape:
             outputs = logits(
@@ -109,14 +125,17 @@ def test_training_is_adam_on_the_mean_loss_of_each_batch():
     rng = np.random.default_rng(3)
     images, labels = toy_data()
     draw = [rng.normal(size=shape).astype(np.float32) for shape in ((6, 5), (5, 10), (10,))]
-    order = rng.permutation(100)
-    expected = reference_training(Network(draw[:-1], draw[-1]), images, labels, order, 32, 0.01)
-    network, moments = initial_state(draw[:-1])
-    network.bias.assign(draw[-1])
-    place = tf.constant(order), tf.constant([0, 100]), tf.constant(1.0)
+    orders = rng.permutation(100), rng.permutation(100)  # two epochs of four batches
+    batches = [order[start : start + 32] for order in orders for start in range(0, 100, 32)]
+    expected = reference_training(Network(draw[:-1], draw[-1]), images, labels, batches, 0.01)
+    parameters = initial_parameters([6, 5, 10], rng)
+    for (variable, *_), value in zip(parameters, draw):
+        variable.assign(value)
     settings = tf.constant(32), tf.constant(0.01)
-    compiled_training()(network, moments, images, labels, *place, *settings)
-    for variable, value in zip((*network.kernels, network.bias), expected):
+    for epoch, first, last in ((0, 0, 1), (0, 1, 4), (1, 0, 4)):
+        place = tf.constant(orders[epoch]), tf.constant([first, last]), tf.constant(4 * epoch)
+        compiled_training()(parameters, images, labels, *place, *settings)
+    for (variable, *_), value in zip(parameters, expected):
         np.testing.assert_allclose(variable.numpy(), value, rtol=1e-3, atol=1e-5)
 
 
