@@ -4,13 +4,17 @@
 
 Prints medians of interleaved repeats, on the GPU where TensorFlow sees one, and the same numbers
 again as ratios taken within each repeat, since a machine's pace drifts. Random pixels in the
-shapes of MNIST stand in for the data: the time does not depend on what they show.
+shapes of MNIST stand in for the data: the time does not depend on what they show. PyTorch takes
+part where it is installed.
 """
 
 import argparse
+import importlib.util
 import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -123,6 +127,52 @@ def keras_fit(batches, images, labels):
     return lambda: model.fit(pixels, classes, batch_size=project.BATCH_SIZE, verbose=0)
 
 
+def original(batches, images, labels):
+    """Return work that trains on batches as scripts of 2019 did: a graph, fed batch by batch."""
+    v1 = tf.compat.v1
+    pixels, classes = images.numpy(), labels.numpy()
+    with tf.Graph().as_default():
+        inputs = v1.placeholder(tf.float32, [None, PIXELS])
+        targets = v1.placeholder(tf.int64, [None])
+        kernels = [tf.Variable(kernel) for kernel in draw_kernels()]
+        network = project.Network(kernels, tf.Variable(tf.zeros(project.CLASSES)))
+        loss = v1.losses.sparse_softmax_cross_entropy(targets, project.logits(network, inputs))
+        step = v1.train.AdamOptimizer(project.LEARNING_RATE).minimize(loss)
+        session = v1.Session()
+        session.run(v1.global_variables_initializer())
+
+    def loop():
+        for _ in range(batches):
+            batch = RNG.integers(0, TRAINING_IMAGES, project.BATCH_SIZE)
+            session.run(step, {inputs: pixels[batch], targets: classes[batch]})
+
+    return loop
+
+
+def pytorch(batches, images, labels):
+    """Return work that trains the same network on batches in PyTorch, by its fused Adam."""
+    import torch
+
+    device = "cuda" if DEVICE.startswith("GPU") else "cpu"
+    pixels, classes = (torch.tensor(t.numpy(), device=device) for t in (images, labels))
+    shapes = list(zip(SIZES, SIZES[1:]))
+    layers = [torch.nn.Linear(*shape, bias=shape == shapes[-1]) for shape in shapes]
+    activations = [torch.nn.ReLU() for _ in shapes]
+    model = torch.nn.Sequential(*sum(zip(layers, activations), ())[:-1]).to(device)
+    adam = torch.optim.Adam(model.parameters(), project.LEARNING_RATE, fused=True)
+
+    def loop():
+        order = torch.randperm(TRAINING_IMAGES, device=device)
+        for batch in order.split(project.BATCH_SIZE)[:batches]:
+            adam.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(pixels[batch]), classes[batch])
+            loss.backward()
+            adam.step()
+        return loss.item()  # waits for the device
+
+    return loop
+
+
 def benchmark_training(repeats, batches):
     """Print seconds per epoch and ratios to the floor, products and updates each on their own."""
     images = random_images(TRAINING_IMAGES)
@@ -133,7 +183,10 @@ def benchmark_training(repeats, batches):
         "this project": this_project(batches, images, labels, "float32"),
         "this project, bfloat16": this_project(batches, images, labels, "bfloat16"),
         "keras.Model.fit": keras_fit(batches, images, labels),
+        "a TensorFlow 1 graph, fed": original(batches, images, labels),
     }
+    if importlib.util.find_spec("torch"):
+        works["PyTorch, fused Adam"] = pytorch(batches, images, labels)
     for work in works.values():  # traces and warms up
         work()
     epoch = TRAINING_IMAGES / (batches * project.BATCH_SIZE)
@@ -176,8 +229,41 @@ def benchmark_sweep():
     print(f"\nsweep of 10 levels: {whole:.1f} s, of it {inside:.1f} s for speed and accuracy;")
     print(f"the rest, {rest:.2f} s, is {rest / one_pass:.1f} dense passes of {one_pass:.3f} s")
     some, many = ([level / count for level in range(count)] for count in (10, 100))
-    seconds = [min(sweep_seconds(levels, 500)[0] for _ in range(3)) for levels in (some, many)]
-    print(f"on 500 images, 100 levels take {seconds[1] / seconds[0]:.1f} times as long as 10")
+    before, large, after = (
+        [sweep_seconds(levels, 500)[0] for _ in range(times)]
+        for levels, times in ((some, 5), (many, 1), (some, 5))
+    )
+    ratio = large[0] / statistics.mean(before + after)
+    print(f"on 500 images, 100 levels take {ratio:.1f} times as long as 10")
+
+
+def write_random_data(folder):
+    """Write IDX files in the shapes of MNIST and Fashion-MNIST: random pixels and labels."""
+    for name in project.DOWNLOADED:
+        (folder / name).mkdir()
+        for file, dimensions in project.IDX_FILES.items():
+            images = TRAINING_IMAGES if file.startswith("train") else TEST_IMAGES
+            shape = (images, 28, 28)[:dimensions]
+            values = RNG.integers(0, 256 if dimensions == 3 else project.CLASSES, shape, np.uint8)
+            header = bytes((0, 0, 8, dimensions)) + np.array(shape, ">u4").tobytes()
+            (folder / name / file).write_bytes(header + values.tobytes())
+
+
+def benchmark_memory():
+    """Print the peak memory of the script for more and more work, each in its own process."""
+    short = ("--epochs", "1", "--sparsities", "0", "0.5")
+    jobs = {
+        "1 run on 1 data set": ("--runs", "1", "--datasets", "mnist"),
+        "3 runs on 2 data sets": ("--runs", "3"),
+    }
+    print("\npeak resident memory, at 1 epoch and 2 levels:")
+    with tempfile.TemporaryDirectory() as folder:
+        write_random_data(Path(folder))
+        command = [sys.executable, project.__file__, "--data-dir", folder, "--output-dir", folder]
+        for name, job in jobs.items():
+            subprocess.run([*command, *short, *job], check=True, capture_output=True)
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+            print(f"  {name}: {peak:.2f} GiB")
 
 
 def benchmark_sparse(repeats):
@@ -207,15 +293,14 @@ def benchmark_sparse(repeats):
 def main():
     """Run all benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batches", type=int, default=60, help="timed at once (default: 60)")
     options = parser.parse_args()
     print(f"{DEVICE}; TensorFlow {tf.__version__}, Keras {keras.__version__}\n")
     benchmark_training(options.repeats, options.batches)
     benchmark_sweep()
     benchmark_sparse(5)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak resident memory of this benchmark: {peak:.2f} GiB")
+    benchmark_memory()
 
 
 if __name__ == "__main__":
