@@ -19,7 +19,6 @@ import contextlib
 import csv
 import functools
 import gzip
-import importlib.metadata
 import math
 import os
 import platform
@@ -427,13 +426,14 @@ def idle_gpu():
 
 def announce(datasets, device):
     """Print what is about to be used and, for a GPU that TensorFlow cannot use, the cure."""
+    import tensorflow as tf
+
     for dataset in datasets:
         sizes = f"{len(dataset.train_images)} training and {len(dataset.test_images)} test images"
         print(f"data: {TITLES[dataset.name]} from {dataset.source}, {sizes}")
     print(f"device: {device}", flush=True)
     if not device.startswith("GPU") and (gpu := idle_gpu()):
-        wanted = f"tensorflow[and-cuda]=={importlib.metadata.version('tensorflow')}"
-        cure = f'{sys.executable} -m pip install "{wanted}"'
+        cure = f'{sys.executable} -m pip install "tensorflow[and-cuda]=={tf.__version__}"'
         print(f"TensorFlow cannot use the GPU, {gpu}. To mend it: {cure}", file=sys.stderr)
 
 
@@ -827,13 +827,15 @@ def plot(path, title, caption, rows):
 
 def describe(dataset, options, device, runs):
     """Say what was run, so that a picture that travels alone still tells."""
+    import tensorflow as tf
+
     sizes = math.prod(dataset.train_images.shape[1:]), *options.hidden_units, CLASSES
-    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "numpy"))
     return (
         f"{'-'.join(map(str, sizes))} with ReLU; {options.epochs} epochs of Adam at "
         f"{options.learning_rate:g}, batches of {options.batch_size}, {options.precision}; pruned "
         f"layer by layer in one shot, not retrained\nmean \u00b1 standard deviation over runs: "
-        f"{runs}, seed: {options.seed}; {device}; {', '.join(versions)}"
+        f"{runs}, seed: {options.seed}; {device}; "
+        f"tensorflow {tf.__version__}, numpy {np.__version__}"
     )
 
 

@@ -256,7 +256,7 @@ def benchmark_memory():
         "1 run on 1 data set": ("--runs", "1", "--datasets", "mnist"),
         "3 runs on 2 data sets": ("--runs", "3"),
     }
-    print("\npeak resident memory, at 1 epoch and 2 levels:")
+    print("peak resident memory, at 1 epoch and 2 levels:")
     with tempfile.TemporaryDirectory() as folder:
         write_random_data(Path(folder))
         command = [sys.executable, project.__file__, "--data-dir", folder, "--output-dir", folder]
@@ -264,6 +264,7 @@ def benchmark_memory():
             subprocess.run([*command, *short, *job], check=True, capture_output=True)
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             print(f"  {name}: {peak:.2f} GiB")
+    print()
 
 
 def benchmark_sparse(repeats):
@@ -297,10 +298,10 @@ def main():
     parser.add_argument("--batches", type=int, default=60, help="timed at once (default: 60)")
     options = parser.parse_args()
     print(f"{DEVICE}; TensorFlow {tf.__version__}, Keras {keras.__version__}\n")
+    benchmark_memory()  # first, since the peak of a new process starts at its parent's size
     benchmark_training(options.repeats, options.batches)
     benchmark_sweep()
     benchmark_sparse(5)
-    benchmark_memory()
 
 
 if __name__ == "__main__":
