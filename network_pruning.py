@@ -216,25 +216,22 @@ def load_digits():
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    images, labels = load_digits().images.astype(np.uint8), load_digits().target
-    train_images, test_images, train_labels, test_labels = train_test_split(
-        images, labels, stratify=labels, **DIGITS_SPLIT
-    )
-    arrays = train_images, train_labels, test_images, test_labels
-    return Dataset(EMBEDDED, "scikit-learn", 16, *arrays)
+    digits = load_digits()
+    images, labels = digits.images.astype(np.uint8), digits.target
+    parts = train_test_split(images, labels, stratify=labels, **DIGITS_SPLIT)
+    return Dataset(EMBEDDED, "scikit-learn", 16, *parts[::2], *parts[1::2])
 
 
 def check_dataset(dataset):
     """Raise UserError unless images and labels fit each other and the network."""
-    _, _, _, train_images, train_labels, test_images, test_labels = dataset
-    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+    for images, labels in (dataset[3:5], dataset[5:]):
         if images.size == 0:
             problem = "an empty set"
         elif len(images) != len(labels):
             problem = f"{len(images)} images but {len(labels)} labels"
         elif labels.max() >= CLASSES:
             problem = f"a label {labels.max()}, above {CLASSES - 1}"
-        elif images.shape[1:] != train_images.shape[1:]:
+        elif images.shape[1:] != dataset.train_images.shape[1:]:
             problem = f"test images of another shape, {images.shape[1:]}, than in training"
         else:
             continue
@@ -329,7 +326,7 @@ def rank_for(method, kernel, rng):
 
 
 def compact(kernels):
-    """Return the kernels of the smallest dense network that computes the same.
+    """Return the kernels of a smaller dense network that computes the same.
 
     A unit that no input reaches through weights other than 0, or that reaches no output, is
     deleted with its column and its row; inputs and outputs stay. That is exact for ReLU layers
@@ -390,6 +387,7 @@ def set_up_device():
     """
     # oneDNN's products are the faster ones, also on CPUs where TensorFlow would not choose them
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
@@ -489,6 +487,17 @@ def logits(network, images):
     return tf.matmul(images, output) + network.bias
 
 
+def cross_entropy(outputs, labels):
+    """Losses [n] in nats of logits [n, classes], and their gradients [n, classes]."""
+    import tensorflow as tf
+
+    if not tf.config.list_logical_devices("GPU"):
+        return tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=outputs, labels=labels)
+    # on a GPU that operation refuses to run where determinism is asked for
+    targets, log_probabilities = tf.one_hot(labels, CLASSES), tf.nn.log_softmax(outputs)
+    return -tf.reduce_sum(targets * log_probabilities, axis=1), tf.exp(log_probabilities) - targets
+
+
 # ----------------------------------------------------------------------------------- training
 # Three things make it nearly as fast as its matrix products. The loop over batches runs inside
 # TensorFlow and returns only twice a second, for the progress bar and Ctrl-C; on a fast GPU that is
@@ -528,9 +537,7 @@ def compiled_training():
             for kernel in kernels[:-1]:
                 inputs.append(tf.nn.relu(tf.matmul(inputs[-1], kernel)))
             outputs = tf.cast(tf.matmul(inputs[-1], kernels[-1]), tf.float32) + parameters[-1][0]
-            losses, errors = tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(
-                features=outputs, labels=tf.gather(labels, batch)
-            )
+            losses, errors = cross_entropy(outputs, tf.gather(labels, batch))
             errors /= tf.cast(tf.size(batch), tf.float32)  # the loss is the mean over the batch
             update(parameters[-1], tf.reduce_sum(errors, axis=0), settings)
             errors = tf.cast(errors, images.dtype)
@@ -643,7 +650,8 @@ def sweep(network, images, labels, sparsities, rng):
     speedup is the dense network's time for the test set over that of the compacted one.
     """
     dense, hidden, rows = on_device(network), network.kernels[:-1], []
-    logits(dense, images)  # its warm-up
+    if not np.isfinite(logits(dense, images)).all():  # the last step may have made it so
+        raise UserError("training failed in its last step: pass a lower --learning-rate")
     for method in METHODS:
         ranks = [rank_for(method, kernel, rng) for kernel in hidden]
         for sparsity in sparsities:
@@ -662,7 +670,8 @@ def save_models(folder, name, network, sparsities):
     models = {folder / f"{name}-dense.keras": network.kernels}
     for sparsity in sparsities:
         pruned = [prune_neurons(kernel, sparsity) for kernel in hidden]
-        models[folder / f"{name}-neuron-{sparsity:g}.keras"] = compact([*pruned, output])
+        level = str(sparsity).removesuffix(".0")
+        models[folder / f"{name}-neuron-{level}.keras"] = compact([*pruned, output])
     for path, kernels in models.items():
         with replacing(path) as temporary:
             keras_model(Network(kernels, network.bias)).save(temporary)
@@ -863,7 +872,7 @@ def checked(kind, accepts, meaning):
     """Make an option's type: text to a value of that kind, refused unless `accepts` takes it."""
 
     def parse(text):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OSError):
             if accepts(kind(text)):
                 return kind(text)
         raise argparse.ArgumentTypeError(f"{text} is not {meaning}")
@@ -874,9 +883,9 @@ def checked(kind, accepts, meaning):
 def build_parser():
     """Build the parser of the command line."""
     fraction = checked(float, lambda value: 0 <= value <= 1, "a fraction in [0, 1]")
-    count = checked(int, lambda value: value > 0, "a whole number above 0")
+    count = checked(int, lambda value: 0 < value < 2**31, "a whole number from 1 to 2147483647")
     natural = checked(int, lambda value: value >= 0, "a whole number of 0 or more")
-    rate = checked(float, lambda value: 0 < value < math.inf, "a finite number above 0")
+    rate = checked(float, lambda value: 0 < value < 1e38, "a number between 0 and 1e38")
     folder = checked(Path, Path.is_dir, "a directory")
     names = "default: the first two, or if neither can be downloaded digits, which are embedded"
     source = "folder of mnist/ and fashion_mnist/, four IDX files each, instead of a download"
@@ -929,10 +938,10 @@ def run_dataset(dataset, options, device):
     train_images = tf.cast(scaled(dataset.train_images, dataset.white), options.precision)
     test_images = scaled(dataset.test_images, dataset.white)
     train_labels = tf.constant(dataset.train_labels, tf.int64)
-    rows, saved = [], []
-    for run, rng in enumerate(np.random.default_rng(options.seed).spawn(options.runs)):
+    rows, saved, rng = [], [], np.random.default_rng(options.seed)
+    for run in range(options.runs):
         print(f"{TITLES[dataset.name]}, run {run + 1} of {options.runs}", flush=True)
-        training_rng, control_rng = rng.spawn(2)
+        training_rng, control_rng = rng.spawn(1)[0].spawn(2)
         network = train(train_images, train_labels, options, training_rng)
         evaluated = test_images, dataset.test_labels, options.sparsities, control_rng
         for row in sweep(network, *evaluated):
@@ -965,6 +974,8 @@ def main(arguments=None):
         print("\ninterrupted; the results of finished runs are kept", file=sys.stderr, flush=True)
         # at once: an orderly end of TensorFlow takes about a second
         os._exit(128 + interruption.args[0])
+    except BrokenPipeError:  # as of `| head`
+        os._exit(1)
     return 0
 
 

@@ -343,3 +343,11 @@ def test_a_failed_training_draws_no_curve_and_keeps_earlier_results(run_main, tm
     assert done.stderr.endswith("pass a --learning-rate below 100\n")
     assert [file.name for file in (tmp_path / "plots").iterdir()] == ["digits.csv"]
     assert (tmp_path / "plots" / "digits.csv").read_text() == "earlier"
+
+
+def test_a_training_that_fails_in_its_last_step_draws_no_curve(run_main, tmp_path):
+    one_step = ("--epochs", 1, "--batch-size", 1437, "--learning-rate", 1e30)
+    done = run_main("--datasets", "digits", *one_step)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "error: training failed in its last step: pass a lower --learning-rate" in done.stderr
+    assert not list((tmp_path / "plots").iterdir())

@@ -12,6 +12,7 @@ from network_pruning import (
     Network,
     UserError,
     compiled_training,
+    cross_entropy,
     evaluate,
     initial_parameters,
     logits,
@@ -55,6 +56,19 @@ def test_accuracy_and_loss_of_hand_worked_logits():
 
 def test_the_loss_of_large_logits_does_not_overflow():
     assert evaluate(1000 * np.eye(2, dtype=np.float32), np.array([0, 0])) == (0.5, 500)
+
+
+@pytest.mark.parametrize("gpus", [[], ["GPU"]])
+def test_losses_and_gradients_are_the_same_on_every_device(monkeypatch, gpus):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: gpus)
+    outputs = np.zeros((3, 10), np.float32)
+    outputs[0, 0], outputs[1] = math.log(3), np.linspace(-200, 200, 10)  # 3 : 1 : ... : 1
+    losses, gradients = cross_entropy(outputs, np.array([0, 0, 4]))
+    np.testing.assert_allclose(losses, [math.log(4), 400, math.log(10)], rtol=1e-6)
+    expected = np.zeros((3, 10))
+    expected[0], expected[2] = 1 / 12, 0.1
+    expected[0, 0], expected[1, 0], expected[1, 9], expected[2, 4] = -0.75, -1, 1, -0.9
+    np.testing.assert_allclose(gradients, expected, atol=1e-6)
 
 
 def evaluate_on(images, network, labels):
