@@ -803,7 +803,10 @@ def draw_accuracy_by_live_weights(axis, rows):
     draw_curves(axis, rows, "test_accuracy", places)
     axis.set(xscale="log", ylim=(0, 1.02), ylabel="test accuracy")
     axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
-    axis.invert_xaxis()
+    if any(row["live_fraction"] for row in rows):
+        axis.invert_xaxis()
+    else:
+        axis.set_xlim(1, 0.01)  # there is nothing to choose the range by
     axis.set_xlabel("hidden weights that can still act")
 
 

@@ -23,7 +23,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import network_pruning as project
 
-DEVICE = project.set_up_device()
+PLAIN = "--plain" in sys.argv  # has to be known before TensorFlow starts
+DEVICE = "TensorFlow's own settings" if PLAIN else project.set_up_device()
 
 import keras
 import tensorflow as tf
@@ -153,7 +154,7 @@ def pytorch(batches, images, labels):
     """Return work that trains the same network on batches in PyTorch, by its fused Adam."""
     import torch
 
-    device = "cuda" if DEVICE.startswith("GPU") else "cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     pixels, classes = (torch.tensor(t.numpy(), device=device) for t in (images, labels))
     shapes = list(zip(SIZES, SIZES[1:]))
     layers = [torch.nn.Linear(*shape, bias=shape == shapes[-1]) for shape in shapes]
@@ -296,6 +297,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batches", type=int, default=60, help="timed at once (default: 60)")
+    parser.add_argument("--plain", action="store_true", help="TensorFlow's own settings for all")
     options = parser.parse_args()
     print(f"{DEVICE}; TensorFlow {tf.__version__}, Keras {keras.__version__}\n")
     benchmark_memory()  # first, since the peak of a new process starts at its parent's size

@@ -84,6 +84,14 @@ def test_sparsities_are_sorted_and_merged_and_the_extremes_work(run_main, tmp_pa
     assert [row["achieved_sparsity"] for row in rows] == [0, 0.5, 1] * 4
 
 
+@pytest.mark.filterwarnings("error:::network_pruning")
+@pytest.mark.parametrize("level", [0, 0.5, 1])
+def test_a_single_level_is_drawn_without_a_warning(run_main, tmp_path, level):
+    done = run_main(*SHORT, "--runs", 1, "--epochs", 1, "--sparsities", level)
+    assert done.returncode == 0 and done.stderr == ""
+    assert (tmp_path / "plots" / "digits.png").read_bytes().startswith(PNG_SIGNATURE)
+
+
 def test_a_hundred_levels_are_swept(run_main, tmp_path):
     levels = [i / 100 for i in range(100)]
     done = run_main(*SHORT, "--runs", 1, "--sparsities", *levels)
