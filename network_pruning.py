@@ -147,10 +147,10 @@ def load_dataset(name, data_dir):
 
 def find_idx(folder, file):
     """Return the path of an IDX file in `folder`, compressed or plain."""
-    packed, plain = folder / f"{file}.gz", folder / file
-    if not packed.exists() and not plain.exists():
-        raise UserError(f"{packed} is missing, and so is the file without .gz")
-    return packed if packed.exists() else plain
+    for path in (folder / f"{file}.gz", folder / file):
+        if path.exists():
+            return path
+    raise UserError(f"{folder / file}.gz is missing, and so is the file without .gz")
 
 
 def read_idx(path, dimensions):
@@ -181,6 +181,7 @@ def download(name):
     """Load a data set by keras.datasets, which downloads it once and caches it."""
     import keras
 
+    timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         train, test = getattr(keras.datasets, name).load_data()
@@ -192,7 +193,7 @@ def download(name):
             f"with DIR/{name}/{next(iter(IDX_FILES))}.gz and so on"
         ) from error
     finally:
-        socket.setdefaulttimeout(None)
+        socket.setdefaulttimeout(timeout)
     return Dataset(name, "keras.datasets", 255, *train, *test)
 
 
@@ -204,11 +205,11 @@ def check_cache(name):
     cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "datasets"
     for file, dimensions in IDX_FILES.items():
         path = cache / name.replace("_", "-") / f"{file}.gz"
-        try:
-            if path.exists():
+        if path.exists():
+            try:
                 read_idx(path, dimensions)
-        except UserError as error:
-            raise UserError(f"{error}; delete this file to have it downloaded anew") from error
+            except UserError as error:
+                raise UserError(f"{error}; delete this file to have it downloaded anew") from error
 
 
 def load_digits():
@@ -909,10 +910,10 @@ def build_parser():
         ("--batch-size", count, BATCH_SIZE, "N", "images per training step"),
         ("--learning-rate", rate, LEARNING_RATE, "RATE", "of Adam"),
     ):
-        several = dict(nargs="+") if isinstance(default, tuple) else {}
+        several = isinstance(default, tuple)
         shown = " ".join(map(str, default)) if several else default
-        several |= dict(type=kind, default=default, metavar=metavar)
-        parser.add_argument(option, help=f"{meaning} (default: {shown})", **several)
+        settings = dict(type=kind, default=default, metavar=metavar, nargs="+" if several else None)
+        parser.add_argument(option, help=f"{meaning} (default: {shown})", **settings)
     return parser
 
 

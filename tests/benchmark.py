@@ -230,11 +230,10 @@ def benchmark_sweep():
     print(f"\nsweep of 10 levels: {whole:.1f} s, of it {inside:.1f} s for speed and accuracy;")
     print(f"the rest, {rest:.2f} s, is {rest / one_pass:.1f} dense passes of {one_pass:.3f} s")
     some, many = ([level / count for level in range(count)] for count in (10, 100))
-    before, large, after = (
-        [sweep_seconds(levels, 500)[0] for _ in range(times)]
-        for levels, times in ((some, 5), (many, 1), (some, 5))
-    )
-    ratio = large[0] / statistics.mean(before + after)
+    small = [sweep_seconds(some, 500)[0] for _ in range(5)]
+    large = sweep_seconds(many, 500)[0]
+    small += [sweep_seconds(some, 500)[0] for _ in range(5)]
+    ratio = large / statistics.mean(small)
     print(f"on 500 images, 100 levels take {ratio:.1f} times as long as 10")
 
 
@@ -246,8 +245,9 @@ def write_random_data(folder):
             images = TRAINING_IMAGES if file.startswith("train") else TEST_IMAGES
             shape = (images, 28, 28)[:dimensions]
             values = RNG.integers(0, 256 if dimensions == 3 else project.CLASSES, shape, np.uint8)
-            header = bytes((0, 0, 8, dimensions)) + np.array(shape, ">u4").tobytes()
-            (folder / name / file).write_bytes(header + values.tobytes())
+            magic = bytes((0, 0, project.IDX_UNSIGNED_BYTE, dimensions))
+            sizes = np.array(shape, ">u4").tobytes()
+            (folder / name / file).write_bytes(magic + sizes + values.tobytes())
 
 
 def benchmark_memory():

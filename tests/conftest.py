@@ -16,7 +16,8 @@ SCRIPT = Path(network_pruning.__file__)
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 network_pruning.set_up_device()  # before any test uses TensorFlow, which then allows it no more
-# which the script sets, unless it finds it set
+# the environment of the processes that tests start, without the log level that was just set: the
+# script hides TensorFlow's start only where it finds none
 CLEAN = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
 
 
