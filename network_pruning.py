@@ -1,42 +1,42 @@
 #!/usr/bin/env python3
-"""Sparsity-against-accuracy curves of pruned MNIST and Fashion-MNIST classifiers.
+"""Sparsity against accuracy of pruned MNIST and Fashion-MNIST classifiers.
 
-Trains dense ReLU networks, removes a growing share of their hidden weights (the smallest in
-magnitude) or of their hidden neurons (the smallest in L2 norm) without any further training, and
-plots the test accuracy of what is left: mean and spread over several networks, with removal at
-random as a control.
+Trains dense ReLU networks, prunes them by weight magnitude and by the L2 norm of neurons, with
+random pruning as the baseline, and plots the test accuracy of what is left.
 
-    python network_pruning.py             writes a PNG and a CSV per data set to plots/
+    python network_pruning.py             writes a CSV and two PNGs per data set to plots/
     python network_pruning.py --help      lists the options
 
-The pruning functions are pure NumPy and take the kernels of any Keras model:
+The pruning functions are NumPy in, NumPy out, and take the kernels of any Keras model:
 
     from network_pruning import prune_neurons, prune_weights
 """
 
 import argparse
 import contextlib
-import csv
 import functools
 import gzip
 import math
+import numbers
 import os
 import platform
+import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-# TensorFlow, Keras, Matplotlib and scikit-learn take seconds to import. Only the functions that
-# need them import them, so that --help, a wrong option or an import of this file answers at once.
+# TensorFlow, pandas and Matplotlib take seconds to import: --help and `import network_pruning` do
+# without them.
+tf = None  # set by `configure_tensorflow`
 
 # ---------------------------------------------------------------------------------- constants
 
@@ -44,16 +44,19 @@ HIDDEN_UNITS = (1000, 1000, 500, 200)
 EPOCHS = 10
 BATCH_SIZE = 128  # images
 LEARNING_RATE = 1e-3
-ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8  # TensorFlow 1's defaults
-PRECISIONS = ("float32", "bfloat16")  # of training's matrix products; the rest is float32
+ADAM = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}  # the defaults of TensorFlow 1
+PRECISIONS = ("float32", "bfloat16")  # of the matrix products in training; the rest is float32
 RUNS = 3  # networks per data set
-SEED = 0
 SPARSITIES = (0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 
+BATCHES_PER_CALL = 50  # of TensorFlow; Python then sees to the progress bar and to Ctrl-C
+FAILED_LOSS = 2  # times the loss of chance, ln(classes); untrained networks are below
+TIMING_ROUNDS = 3
+DECIMALS = 6  # in the CSV
+
 DOWNLOADED = ("mnist", "fashion_mnist")  # by keras.datasets
-EMBEDDED = "digits"  # in scikit-learn
+BUNDLED = "digits"  # with scikit-learn
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "scikit-learn digits"}
-CLASSES = 10  # of each data set
 IDX_FILES = {  # published name: dimensions
     "train-images-idx3-ubyte": 3,
     "train-labels-idx1-ubyte": 1,
@@ -61,379 +64,12 @@ IDX_FILES = {  # published name: dimensions
     "t10k-labels-idx1-ubyte": 1,
 }
 IDX_UNSIGNED_BYTE = 8  # the header's code for the type of the elements
-IDX_LIMIT = 2**30  # bytes; MNIST's largest file unpacks to 47 million
-DOWNLOAD_TIMEOUT = 10  # seconds without a sign of life
-DIGITS_SPLIT = dict(test_size=0.2, random_state=0)  # the same for every seed, so that runs compare
-
-FAILED_LOSS = 2 * math.log(CLASSES)  # twice that of guessing; untrained networks are below
-SECONDS_PER_CALL = 0.5  # of training, between two returns to Python
-FIRST_CALL_BATCHES = 8  # before the speed is known
-
-TIMED_PASSES = 3  # over the test set, for each speed-up
-
-DECIMALS = 6  # of the CSV; the table and the plot show the same rounded values
-FIGURE_INCHES, FIGURE_DPI = (8, 8.5), 150
-LABEL_INCHES = 0.3  # room for a label of the sparsity axis
-# Blue and orange differ in hue for every kind of colour vision and in lightness when printed in
-# grey; the controls are pale and thin.
-METHODS = {
-    "weight": dict(label="weights of smallest magnitude", color="#00508f", marker="o"),
-    "neuron": dict(label="neurons of smallest L2 norm", color="#e07b00", marker="s", ls="--"),
-    "random_weight": dict(label="weights at random", color="#777777", marker="o", ls=":"),
-    "random_neuron": dict(label="neurons at random", color="#aaaaaa", marker="s", ls=":"),
-}
+IDX_LIMIT = 2**30  # bytes, unpacked; MNIST's largest file has 47 million
+DOWNLOAD_TIMEOUT = 10  # seconds without data
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: the culprit and the cure."""
-
-    status = 1  # of the process
-
-
-class OptionError(UserError):
-    """A wrong option on the command line."""
-
-    status = 2
-
-
-# --------------------------------------------------------------------------------------- data
-
-
-class Dataset(NamedTuple):
-    """Images [n, height, width] of unsigned bytes up to `white`, and their labels [n]."""
-
-    name: str
-    source: str
-    white: int
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-
-
-def load_datasets(names, data_dir):
-    """Load the named data sets; where none is named, MNIST and Fashion-MNIST.
-
-    Only if nothing is named and neither of these can be downloaded, the embedded digits stand in.
-    Raises UserError for a data set that cannot be had.
-    """
-    if names or data_dir:
-        return [load_dataset(name, data_dir) for name in dict.fromkeys(names or DOWNLOADED)]
-    loaded, failures = [], []
-    for name in DOWNLOADED:
-        try:
-            loaded.append(load_dataset(name, data_dir))
-        except UserError as error:
-            failures.append(error)
-    if loaded and failures:
-        raise UserError(f"{failures[0]}; or pass --datasets {loaded[0].name} to run without it")
-    if failures:
-        print(f"{failures[0]}\nUsing the embedded {EMBEDDED} instead.", file=sys.stderr)
-    return loaded or [load_dataset(EMBEDDED, data_dir)]
-
-
-def load_dataset(name, data_dir):
-    """Load one data set, from the IDX files below `data_dir` if given, and check it."""
-    if name == EMBEDDED:
-        dataset = load_digits()
-    elif data_dir:
-        arrays = [read_idx(find_idx(data_dir / name, file), IDX_FILES[file]) for file in IDX_FILES]
-        dataset = Dataset(name, str(data_dir / name), 255, *arrays)
-    else:
-        dataset = download(name)
-    check_dataset(dataset)
-    return dataset
-
-
-def find_idx(folder, file):
-    """Return the path of an IDX file in `folder`, compressed or plain."""
-    for path in (folder / f"{file}.gz", folder / file):
-        if path.exists():
-            return path
-    raise UserError(f"{folder / file}.gz is missing, and so is the file without .gz")
-
-
-def read_idx(path, dimensions):
-    """Read an IDX file of unsigned bytes, gzip-compressed if its name ends in .gz.
-
-    Returns a uint8 array of that many dimensions. Reads no more than the header promises. Raises
-    UserError, naming the file, if it is damaged or holds something else.
-    """
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            magic, header = file.read(4), file.read(4 * dimensions)
-            shape = np.frombuffer(header, ">u4", count=len(header) // 4).tolist()
-            size = math.prod(shape)
-            if magic != bytes((0, 0, IDX_UNSIGNED_BYTE, dimensions)) or len(shape) < dimensions:
-                raise UserError(f"{path} is no IDX file of bytes in {dimensions} dimension(s)")
-            if size > IDX_LIMIT:
-                raise UserError(f"{path} promises {size} bytes of data, more than {IDX_LIMIT}")
-            data = file.read(size + 1)  # one more, to find out whether the file ends there
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if len(data) != size:
-        found = "more" if len(data) > size else len(data)
-        raise UserError(f"{path} promises {size} bytes of data but holds {found}")
-    return np.frombuffer(data, np.uint8).reshape(shape)
-
-
-def download(name):
-    """Load a data set by keras.datasets, which downloads it once and caches it."""
-    import keras
-
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        train, test = getattr(keras.datasets, name).load_data()
-    except Exception as error:  # what Keras raises for a failed download
-        check_cache(name)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{name} cannot be downloaded ({reason}); if you have its files, pass --data-dir DIR "
-            f"with DIR/{name}/{next(iter(IDX_FILES))}.gz and so on"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-    return Dataset(name, "keras.datasets", 255, *train, *test)
-
-
-def check_cache(name):
-    """Raise UserError if Keras holds a damaged file of a data set, as a killed download leaves.
-
-    Of MNIST, unlike Fashion-MNIST, Keras knows a check sum: it replaces a damaged file itself.
-    """
-    cache = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "datasets"
-    for file, dimensions in IDX_FILES.items():
-        path = cache / name.replace("_", "-") / f"{file}.gz"
-        if path.exists():
-            try:
-                read_idx(path, dimensions)
-            except UserError as error:
-                raise UserError(f"{error}; delete this file to have it downloaded anew") from error
-
-
-def load_digits():
-    """Load the handwritten digits that ship inside scikit-learn, 1,797 images of 8 x 8."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    images, labels = digits.images.astype(np.uint8), digits.target
-    parts = train_test_split(images, labels, stratify=labels, **DIGITS_SPLIT)
-    return Dataset(EMBEDDED, "scikit-learn", 16, *parts[::2], *parts[1::2])
-
-
-def check_dataset(dataset):
-    """Raise UserError unless images and labels fit each other and the network."""
-    for images, labels in (dataset[3:5], dataset[5:]):
-        if images.size == 0:
-            problem = "an empty set"
-        elif len(images) != len(labels):
-            problem = f"{len(images)} images but {len(labels)} labels"
-        elif labels.max() >= CLASSES:
-            problem = f"a label {labels.max()}, above {CLASSES - 1}"
-        elif images.shape[1:] != dataset.train_images.shape[1:]:
-            problem = f"test images of another shape, {images.shape[1:]}, than in training"
-        else:
-            continue
-        raise UserError(f"{dataset.name} from {dataset.source} has {problem}")
-
-
-def check_batch_size(batch_size, datasets):
-    """Raise OptionError if a batch would be larger than a training set."""
-    for dataset in datasets:
-        if batch_size > (images := len(dataset.train_images)):
-            raise OptionError(f"--batch-size {batch_size}: {dataset.name} has only {images} images")
-
-
-# ------------------------------------------------------------------------------------ pruning
-# NumPy in, NumPy out. The weights or units of a kernel are ranked once, the least important
-# first; every level of sparsity then removes the head of that ranking.
-
-
-def prune_weights(kernel, sparsity):
-    """Return a copy of a kernel with its weights of smallest magnitude set to 0.
-
-    One-shot magnitude pruning (Han et al. 2015, "Learning both Weights and Connections for
-    Efficient Neural Networks"). Exactly `round(sparsity * kernel.size)` weights are removed, as by
-    torch.nn.utils.prune; of equal ones the first in C order go first. A higher sparsity removes a
-    superset of what a lower one removes.
-
-    kernel: [fan_in, units], or [..., units] as in a convolution, finite. sparsity: a fraction in
-    [0, 1]. Raises ValueError for anything else.
-    """
-    kernel = check_prunable(kernel, sparsity)
-    return zero_lowest(kernel, rank(np.abs(kernel)), sparsity)
-
-
-def prune_neurons(kernel, sparsity):
-    """Return a copy of a kernel with its units of smallest L2 norm set to 0.
-
-    A unit's norm is that of its incoming weights, which all go with it (Li et al. 2017, "Pruning
-    Filters for Efficient ConvNets", there with the L1 norm). Exactly `round(sparsity * units)`
-    units are removed; of equal ones the first go first. A higher sparsity removes a superset of
-    what a lower one removes. A removed unit that has a bias still outputs a constant: set its bias
-    to 0 as well.
-
-    kernel: [fan_in, units], or [..., units] as in a convolution, finite. sparsity: a fraction in
-    [0, 1]. Raises ValueError for anything else.
-    """
-    kernel = check_prunable(kernel, sparsity)
-    return zero_lowest(kernel, rank(unit_norms(kernel)), sparsity)
-
-
-def check_prunable(kernel, sparsity):
-    """Return `kernel` as an array; raise ValueError if it or `sparsity` is unfit for pruning."""
-    kernel = np.asarray(kernel)
-    if kernel.ndim < 2:
-        raise ValueError(f"a kernel has shape [fan_in, units], not {list(kernel.shape)}")
-    if not np.isfinite(kernel).all():
-        raise ValueError("the kernel has weights that are not finite")
-    if not 0 <= sparsity <= 1:  # true of nan as well
-        raise ValueError(f"sparsity is a fraction in [0, 1], not {sparsity}")
-    return kernel
-
-
-def unit_norms(kernel):
-    """L2 norm of each unit's incoming weights, [units]."""
-    # float64, in which the squares of float32 weights neither overflow nor vanish
-    return np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]).astype(np.float64), axis=0)
-
-
-def rank(scores):
-    """Place of each score in ascending order, from 0; of equal scores the first comes first."""
-    places = np.empty(scores.size, np.int64)
-    places[np.argsort(scores, axis=None, kind="stable")] = np.arange(scores.size)
-    return places.reshape(scores.shape)
-
-
-def zero_lowest(kernel, ranks, sparsity):
-    """Copy a kernel [..., units] with the `round(sparsity * ranks.size)` lowest ranks set to 0.
-
-    ranks: a permutation of 0, 1, 2, ... in the shape of the kernel to remove weights, or [units].
-    """
-    return np.where(ranks >= round(sparsity * ranks.size), kernel, kernel.dtype.type(0))
-
-
-def rank_for(method, kernel, rng):
-    """Rank what one of METHODS removes from a kernel; see `zero_lowest`."""
-    if method == "weight":
-        return rank(np.abs(kernel))
-    if method == "neuron":
-        return rank(unit_norms(kernel))
-    # the controls remove as many weights or units, in random order
-    shape = kernel.shape if method == "random_weight" else kernel.shape[-1:]
-    return rng.permutation(math.prod(shape)).reshape(shape)
-
-
-def compact(kernels):
-    """Return the kernels of a smaller dense network that computes the same.
-
-    A unit that no input reaches through weights other than 0, or that reaches no output, is
-    deleted with its column and its row; inputs and outputs stay. That is exact for ReLU layers
-    without bias, where a unit without incoming weights outputs relu(0) = 0. With a bias it would
-    output a constant, which deletion would lose.
-
-    kernels: [fan_in, units] each, first to output, unchanged. A layer may be left with no unit.
-    Raises ValueError for hidden biases and for kernels that do not chain.
-    """
-    kernels = [np.asarray(kernel) for kernel in kernels]
-    shapes = [kernel.shape for kernel in kernels]
-    if any(len(shape) != 2 for shape in shapes) or any(
-        before[1] != after[0] for before, after in zip(shapes, shapes[1:])
-    ):
-        raise ValueError(
-            "compact takes kernels [fan_in, units] that chain, and no hidden biases, with which a "
-            f"unit outputs a constant even without inputs; it was given the shapes {shapes}"
-        )
-    present = [kernel != 0 for kernel in kernels]
-    reached, useful = [np.ones(kernels[0].shape[0], bool)], [np.ones(kernels[-1].shape[1], bool)]
-    for weights in present:
-        reached.append(weights[reached[-1]].any(axis=0))
-    for weights in reversed(present):
-        useful.insert(0, weights[:, useful[0]].any(axis=1))
-    kept = [r & u for r, u in zip(reached, useful)]
-    kept[0][:] = kept[-1][:] = True  # inputs and outputs
-    return [kernel[np.ix_(*ends)] for kernel, ends in zip(kernels, zip(kept, kept[1:]))]
-
-
-# ------------------------------------------------------------------------------------- device
-
-
-@contextlib.contextmanager
-def quietly():
-    """Hide what TensorFlow logs while it starts, unless the user chose its log level.
-
-    Some lines come before TensorFlow looks at that level, so stderr itself is set aside.
-    """
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        yield
-        return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-@quietly()
-def set_up_device():
-    """Ready TensorFlow on the first GPU, or else the CPU, and return its name.
-
-    Whatever the device, float32 products are float32 and a seed gives the same network each time.
-    """
-    # oneDNN's products are the faster ones, also on CPUs where TensorFlow would not choose them
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    import tensorflow as tf
-
-    tf.config.experimental.enable_op_determinism()
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # rounds to 10 bits
-    tf.config.threading.set_inter_op_parallelism_threads(1)  # the work is one chain of products
-    gpus = tf.config.list_physical_devices("GPU")[:1]
-    if not gpus:
-        return f"CPU, {cpu_name()}"
-    tf.config.set_visible_devices(gpus, "GPU")
-    tf.config.experimental.set_memory_growth(gpus[0], True)
-    details = tf.config.experimental.get_device_details(gpus[0])
-    return f"GPU, {details.get('device_name', 'unnamed')}"
-
-
-def cpu_name():
-    """Return the processor's name, as far as the system tells."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def idle_gpu():
-    """Return the name of this machine's NVIDIA GPU, or "" if it has none or it is hidden."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return ""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-        return answer.stdout.partition("\n")[0].strip()
-    return ""
-
-
-def announce(datasets, device):
-    """Print what is about to be used and, for a GPU that TensorFlow cannot use, the cure."""
-    import tensorflow as tf
-
-    for dataset in datasets:
-        sizes = f"{len(dataset.train_images)} training and {len(dataset.test_images)} test images"
-        print(f"data: {TITLES[dataset.name]} from {dataset.source}, {sizes}")
-    print(f"device: {device}", flush=True)
-    if not device.startswith("GPU") and (gpu := idle_gpu()):
-        cure = f'{sys.executable} -m pip install "tensorflow[and-cuda]=={tf.__version__}"'
-        print(f"TensorFlow cannot use the GPU, {gpu}. To mend it: {cure}", file=sys.stderr)
+    """Something the user can fix. The message is one line: what is wrong and how to fix it."""
 
 
 # ------------------------------------------------------------------------------------ network
@@ -449,249 +85,462 @@ class Network(NamedTuple):
     bias: np.ndarray
 
 
-def glorot_uniform(rng, fan_in, units):
-    """Draw a float32 kernel [fan_in, units] (Glorot and Bengio 2010)."""
-    limit = math.sqrt(6 / (fan_in + units))
-    return rng.uniform(-limit, limit, (fan_in, units)).astype(np.float32)
+def initial_network(sizes, rng):
+    """Draw a network for layers of these sizes, the input's first (Glorot and Bengio 2010)."""
+    kernels = []
+    for fan_in, units in zip(sizes, sizes[1:]):
+        limit = math.sqrt(6 / (fan_in + units))
+        kernels.append(rng.uniform(-limit, limit, (fan_in, units)).astype(np.float32))
+    return Network(kernels, np.zeros(sizes[-1], np.float32))
 
 
-def initial_parameters(sizes, rng):
-    """Make the variables of `train_batches` for layers of these sizes, the images' first."""
-    import tensorflow as tf
-
-    kernels = [glorot_uniform(rng, *shape) for shape in zip(sizes, sizes[1:])]
-    values = [*kernels, np.zeros(CLASSES, np.float32)]
-    return [[tf.Variable(start) for start in (value, 0 * value, 0 * value)] for value in values]
+def layer_sizes(kernels):
+    """Sizes of the layers, the input's first."""
+    return [kernels[0].shape[0], *(kernel.shape[1] for kernel in kernels)]
 
 
-def on_device(network):
-    """Copy a network of NumPy arrays to the device, as tensors."""
-    import tensorflow as tf
-
-    return Network([tf.constant(kernel) for kernel in network.kernels], tf.constant(network.bias))
+def count_weights(kernels):
+    """Number of weights, zeros included."""
+    return sum(kernel.size for kernel in kernels)
 
 
-def scaled(images, white):
-    """Copy images [n, height, width] to the device, as a float32 tensor [n, pixels] in [0, 1]."""
-    import tensorflow as tf
+def unbiased_logits(kernels, images):
+    """Logits [n, classes] of images [n, pixels] before the output bias is added, in float32.
 
-    return tf.cast(images.reshape(len(images), -1), tf.float32) / white
-
-
-def logits(network, images):
-    """Logits [n, classes] of a network for images [n, pixels]."""
-    import tensorflow as tf
-
-    *hidden, output = network.kernels
+    The matrix products have the precision of the images.
+    """
+    *hidden, output = [tf.cast(kernel, images.dtype) for kernel in kernels]
+    activations = images
     for kernel in hidden:
-        images = tf.nn.relu(tf.matmul(images, kernel))
-    return tf.matmul(images, output) + network.bias
-
-
-def cross_entropy(outputs, labels):
-    """Losses [n] in nats of logits [n, classes], and their gradients [n, classes]."""
-    import tensorflow as tf
-
-    if not tf.config.list_logical_devices("GPU"):
-        return tf.raw_ops.SparseSoftmaxCrossEntropyWithLogits(features=outputs, labels=labels)
-    # on a GPU that operation refuses to run where determinism is asked for
-    targets, log_probabilities = tf.one_hot(labels, CLASSES), tf.nn.log_softmax(outputs)
-    return -tf.reduce_sum(targets * log_probabilities, axis=1), tf.exp(log_probabilities) - targets
-
-
-# ----------------------------------------------------------------------------------- training
-# Three things make it nearly as fast as its matrix products. The loop over batches runs inside
-# TensorFlow and returns only twice a second, for the progress bar and Ctrl-C; on a fast GPU that is
-# after a whole epoch. Adam is TensorFlow's one fused operation, where that of Keras 3 is a chain of
-# small ones. And backpropagation is spelt out, which lets a kernel be updated while its gradient is
-# still in the processor's cache.
+        activations = tf.nn.relu(tf.matmul(activations, kernel))
+    return tf.cast(tf.matmul(activations, output), tf.float32)
 
 
 @functools.cache
-def compiled_training():
-    """Return `train_batches`, which TensorFlow traces once for each shape of network and data."""
-    import tensorflow as tf
-
-    def update(parameter, gradient, settings):
-        var, m, v = (variable.handle for variable in parameter)
-        gradient = tf.cast(gradient, tf.float32)
-        tf.raw_ops.ResourceApplyAdam(var=var, m=m, v=v, grad=gradient, **settings)
-
-    @tf.function
-    def train_batches(parameters, images, labels, order, batches, earlier, batch_size, rate):
-        """Train on the batches numbered batches[0] to batches[1] - 1 of an epoch's `order`.
-
-        parameters: of each kernel, and at last the bias, the variable itself and Adam's two
-        moments. The images' type is that of the matrix products. earlier: steps before this
-        epoch. Returns the mean loss.
-        """
-        total = 0.0
-        for number in tf.range(batches[0], batches[1]):
-            tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # they are a chain
-            step = tf.cast(earlier + number + 1, tf.float32)
-            beta1, beta2 = ADAM_BETAS
-            settings = dict(beta1=beta1, beta2=beta2, epsilon=ADAM_EPSILON, lr=rate)
-            settings |= dict(beta1_power=beta1**step, beta2_power=beta2**step)
-            batch = order[number * batch_size : (number + 1) * batch_size]
-            kernels = [tf.cast(kernel, images.dtype) for kernel, *_ in parameters[:-1]]
-            inputs = [tf.gather(images, batch)]  # of each layer
-            for kernel in kernels[:-1]:
-                inputs.append(tf.nn.relu(tf.matmul(inputs[-1], kernel)))
-            outputs = tf.cast(tf.matmul(inputs[-1], kernels[-1]), tf.float32) + parameters[-1][0]
-            losses, errors = cross_entropy(outputs, tf.gather(labels, batch))
-            errors /= tf.cast(tf.size(batch), tf.float32)  # the loss is the mean over the batch
-            update(parameters[-1], tf.reduce_sum(errors, axis=0), settings)
-            errors = tf.cast(errors, images.dtype)
-            for layer in reversed(range(len(kernels))):
-                gradient = tf.matmul(inputs[layer], errors, transpose_a=True)
-                if layer > 0:
-                    errors = tf.matmul(errors, kernels[layer], transpose_b=True)
-                    errors = tf.raw_ops.ReluGrad(gradients=errors, features=inputs[layer])
-                with tf.control_dependencies([errors]):  # which still needs the kernel as it was
-                    update(parameters[layer], gradient, settings)
-            total += tf.reduce_mean(losses)
-        return total / tf.cast(batches[1] - batches[0], tf.float32)
-
-    return train_batches
+def compiled(function):
+    """Return `function` as a TensorFlow graph, which is traced once for each set of shapes."""
+    return tf.function(function)
 
 
-def train(images, labels, recipe, rng):
-    """Train a Network by Adam on softmax cross-entropy; an epoch is a permutation of the images.
+# ----------------------------------------------------------------------------------- training
 
-    images: tensor [n, pixels] in [0, 1], float32 or bfloat16, which then is the precision of the
-    matrix products. labels: tensor [n] of int64. recipe: has hidden_units, epochs, batch_size and
-    learning_rate. rng: draws initial kernels and data order. Raises UserError when the loss is no
-    longer finite, or in the end far above that of guessing.
+
+def train_batches(parameters, steps, images, labels, order, start, stop, batch_size, rate):
+    """Train on images[order[start:stop]], batch by batch, and return the mean loss.
+
+    parameters: for each kernel, and last for the bias, the variable itself, Adam's two moments
+    and a mask of what is trained, or None for all. steps: variable that counts Adam's steps.
+    rate: learning rate.
     """
-    import keras
-    import tensorflow as tf
+    total, variables = 0.0, [variable for variable, *_ in parameters]
+    for first in tf.range(start, stop, batch_size):
+        tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # steps are sequential
+        batch = order[first : first + batch_size]
+        with tf.GradientTape() as tape:
+            logits = unbiased_logits(variables[:-1], tf.gather(images, batch)) + variables[-1]
+            # not the sparse loss, whose fused operation has no deterministic GPU kernel
+            targets = tf.one_hot(tf.gather(labels, batch), logits.shape[1])
+            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+            loss = tf.reduce_mean(losses)
+        steps.assign_add(1.0)
+        for parameter, gradient in zip(parameters, tape.gradient(loss, variables)):
+            apply_adam(*parameter, gradient, steps, rate)
+        total += tf.reduce_sum(losses)
+    return total / tf.cast(stop - start, tf.float32)
 
-    parameters = initial_parameters([images.shape[1], *recipe.hidden_units, CLASSES], rng)
-    # tensors, since TensorFlow would trace the loop anew for every new Python number
-    settings = tf.constant(recipe.batch_size), tf.constant(recipe.learning_rate)
-    batches = math.ceil(len(images) / recipe.batch_size)  # in an epoch
-    steps, done, span = recipe.epochs * batches, 0, FIRST_CALL_BATCHES
-    # on a terminal a bar that moves, elsewhere one line at the end
-    bar = keras.utils.Progbar(steps, verbose=2 - sys.stdout.isatty(), stateful_metrics=["loss"])
-    while done < steps:
-        epoch, first = divmod(done, batches)
-        if first == 0:
-            order = tf.constant(rng.permutation(len(images)))
-        last = min(first + span, batches)
-        place = order, tf.constant([first, last]), tf.constant(done - first)
-        began = time.perf_counter()
-        loss = float(compiled_training()(parameters, images, labels, *place, *settings))
-        span = max(1, int(SECONDS_PER_CALL * (last - first) / (time.perf_counter() - began)))
-        done += last - first
-        if not math.isfinite(loss) or (done == steps and loss > FAILED_LOSS):
+
+def apply_adam(variable, m, v, mask, gradient, steps, rate):
+    """Update a variable by Adam (Kingma and Ba 2015), which stays as it is where the mask is 0.
+
+    This is TensorFlow's one fused operation; Keras 3's Adam is a chain of small ones.
+    """
+    tf.raw_ops.ResourceApplyAdam(
+        var=variable.handle,
+        m=m.handle,
+        v=v.handle,
+        grad=gradient if mask is None else gradient * mask,
+        lr=rate,
+        beta1_power=ADAM["beta1"] ** steps,
+        beta2_power=ADAM["beta2"] ** steps,
+        **ADAM,
+    )
+
+
+def trainable(values):
+    """Make a parameter of `train_batches`; weights of 0 in a kernel are masked."""
+    masked = values.ndim > 1 and not values.all()
+    mask = tf.constant(values != 0, tf.float32) if masked else None
+    return [tf.Variable(values), tf.Variable(0 * values), tf.Variable(0 * values), mask]
+
+
+def train(network, images, labels, epochs, options, rng, report=lambda stage, work: None):
+    """Return a network trained further by Adam on softmax cross-entropy; weights of 0 stay 0.
+
+    An epoch is a permutation of the images; Adam starts afresh. images: tensor [n, pixels] in
+    [0, 1], float32 or bfloat16, which is the precision of the matrix products. labels: tensor [n]
+    of int64. options: has batch_size and learning_rate. rng: draws the order of the images.
+    report: is called with the epoch and the multiply-adds done since the last call. Raises
+    UserError if the loss is not finite, or far above that of chance, at the end of an epoch.
+    """
+    parameters = [trainable(values) for values in (*network.kernels, network.bias)]
+    steps, train_some = tf.Variable(0.0), compiled(train_batches)
+    # tensors, since TensorFlow would trace anew for every other Python number
+    batch_size, rate = tf.constant(options.batch_size), tf.constant(options.learning_rate)
+    limit = FAILED_LOSS * math.log(network.bias.size)
+    span = BATCHES_PER_CALL * options.batch_size
+    for epoch in range(1, epochs + 1):
+        order = tf.constant(rng.permutation(len(images)))
+        for start in range(0, len(images), span):
+            stop = min(start + span, len(images))
+            part = order, tf.constant(start), tf.constant(stop)
+            loss = float(train_some(parameters, steps, images, labels, *part, batch_size, rate))
+            # the backward pass has two products for each one of the forward pass
+            report(f"epoch {epoch}/{epochs}", 3 * (stop - start) * count_weights(network.kernels))
+        if not loss < limit:  # or not a number
             raise UserError(
-                f"training failed in epoch {epoch + 1}: the loss is {loss:g}; "
-                f"pass a --learning-rate below {recipe.learning_rate:g}"
+                f"training failed in epoch {epoch}: the loss is {loss:g}; "
+                f"pass a --learning-rate below {options.learning_rate:g}"
             )
-        bar.update(done, [("loss", loss)])
-    *kernels, bias = (variable.numpy() for variable, *_ in parameters)
+    *kernels, bias = [variable.numpy() for variable, *_ in parameters]
     return Network(kernels, bias)
 
 
-# -------------------------------------------------------------------------------------- sweep
+# ------------------------------------------------------------------------------------ pruning
+# NumPy in, NumPy out. The weights or units of each kernel are ranked once, the least important
+# first; every level of sparsity then removes the head of that ranking.
 
 
-def evaluate(outputs, labels):
-    """Accuracy in [0, 1] and mean cross-entropy loss in nats of logits [n, classes]."""
-    outputs = outputs.astype(np.float64)
-    outputs -= outputs.max(axis=1, keepdims=True)  # keeps exp from overflowing
-    losses = np.log(np.exp(outputs).sum(axis=1)) - outputs[np.arange(len(labels)), labels]
-    return np.mean(outputs.argmax(axis=1) == labels), losses.mean()
+def prune_weights(kernel, sparsity):
+    """Return a copy of a kernel with its weights of smallest magnitude set to 0.
 
+    One-shot magnitude pruning (Han et al. 2015, "Learning both Weights and Connections for
+    Efficient Neural Networks"). Exactly `round(sparsity * kernel.size)` weights are removed, as by
+    torch.nn.utils.prune; of equal ones the first in C order go first. A higher sparsity removes a
+    superset of what a lower one removes.
 
-def timed_logits(network, dense, images):
-    """Logits of `network` for all `images` at once, and its speed-up over the dense network.
-
-    After a warm-up, whose logits these are, the two networks take turns, so that a change of the
-    machine's pace meets both; the best of TIMED_PASSES counts for each.
+    kernel: real numbers [fan_in, units], or [..., units] as in a convolution, finite. sparsity: a
+    fraction in [0, 1]. Raises ValueError for anything else.
     """
-    outputs, seconds = logits(network, images).numpy(), []
-    for timed in (dense, network) * TIMED_PASSES:
-        began = time.perf_counter()
-        logits(timed, images).numpy()  # waits for the device
-        seconds.append(time.perf_counter() - began)
-    return outputs, min(seconds[::2]) / min(seconds[1::2])
+    kernel = check_prunable(kernel, sparsity)
+    return zero_lowest(kernel, rank(magnitudes(kernel)), round(sparsity * kernel.size))
 
 
-def measure(network, pruned, dense, images, labels):
-    """Measure a network whose hidden kernels are `pruned`; see `sweep`.
+def prune_neurons(kernel, sparsity):
+    """Return a copy of a kernel with its units of smallest L2 norm set to 0.
 
-    It is run compacted: that its accuracy is right shows that compaction changes nothing.
+    A unit's norm is that of its incoming weights, which are all removed with it (Li et al. 2017,
+    "Pruning Filters for Efficient ConvNets", there with the L1 norm). Exactly
+    `round(sparsity * units)` units are removed; of equal ones the first go first. A higher sparsity
+    removes a superset of what a lower one removes. A removed unit that has a bias still outputs a
+    constant: set its bias to 0 as well.
+
+    kernel: real numbers [fan_in, units], or [..., units] as in a convolution, finite. sparsity: a
+    fraction in [0, 1]. Raises ValueError for anything else.
     """
-    weights = sum(kernel.size for kernel in pruned)
-    kernels = compact([*pruned, network.kernels[-1]])
-    small = on_device(Network(kernels, network.bias))
-    outputs, speedup = timed_logits(small, dense, images)
-    accuracy, loss = evaluate(outputs, labels)
-    measured = {
-        "achieved_sparsity": 1 - sum(map(np.count_nonzero, pruned)) / weights,
-        "test_accuracy": accuracy,
-        "test_loss": loss,
-        "live_fraction": sum(map(np.count_nonzero, kernels[:-1])) / weights,
-        "stored_fraction": sum(kernel.size for kernel in kernels[:-1]) / weights,
-        "speedup": speedup,
-    }
-    return {name: round(float(value), DECIMALS) for name, value in measured.items()}
+    kernel = check_prunable(kernel, sparsity)
+    return zero_lowest(kernel, rank(unit_norms(kernel)), round(sparsity * kernel.shape[-1]))
 
 
-def sweep(network, images, labels, sparsities, rng):
-    """Prune a network by each method to each sparsity and measure what is left.
+def check_prunable(kernel, sparsity):
+    """Return `kernel` as an array; raise ValueError if it or `sparsity` is unfit for pruning."""
+    kernel = np.asarray(kernel)
+    if kernel.ndim < 2:
+        raise ValueError(f"a kernel has shape [fan_in, units], not {list(kernel.shape)}")
+    if kernel.dtype.kind not in "fiu" or not np.isfinite(kernel).all():
+        raise ValueError(
+            f"a kernel has finite real weights; this one, of {kernel.dtype}, has others"
+        )
+    if not isinstance(sparsity, numbers.Real) or not 0 <= sparsity <= 1:  # or not a number
+        raise ValueError(f"sparsity is a fraction in [0, 1], not {sparsity!r}")
+    return kernel
 
-    Every level starts from the trained kernels. The output kernel stays whole: its units are the
-    classes. images: tensor [n, pixels]. labels: array [n]. rng: draws the controls.
 
-    Returns one dict per method and sparsity. Of all hidden weights, achieved_sparsity is the share
-    that is 0, live_fraction the share that can still influence the output (not 0, reached from the
-    input, reaching the output) and stored_fraction the share that the compacted network holds.
-    speedup is the dense network's time for the test set over that of the compacted one.
+def rank(scores):
+    """Place of each score in ascending order, from 0; of equal scores the first comes first."""
+    places = np.empty(scores.size, np.int64)
+    places[np.argsort(scores, axis=None, kind="stable")] = np.arange(scores.size)
+    return places.reshape(scores.shape)
+
+
+def zero_lowest(kernel, ranks, count):
+    """Copy a kernel [..., units] with what ranks below `count` set to 0.
+
+    ranks: of the weights, in the shape of the kernel, or of the units, [units].
     """
-    dense, hidden, rows = on_device(network), network.kernels[:-1], []
-    if not np.isfinite(logits(dense, images)).all():  # the last step may have made it so
+    return np.where(ranks >= count, kernel, kernel.dtype.type(0))
+
+
+def magnitudes(kernel, rng=None):
+    """Magnitude of each weight, in the shape of the kernel."""
+    return np.abs(kernel, dtype=np.float64)  # in which no integer's magnitude overflows
+
+
+def unit_norms(kernel, rng=None):
+    """L2 norm of each unit's incoming weights, [units]."""
+    # float64, in which the squares of float32 weights neither overflow nor vanish
+    return np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]).astype(np.float64), axis=0)
+
+
+def random_weights(kernel, rng):
+    """A random score for each weight, in the shape of the kernel."""
+    return rng.permutation(kernel.size).reshape(kernel.shape)
+
+
+def random_units(kernel, rng):
+    """A random score for each unit, [units]."""
+    return rng.permutation(kernel.shape[-1])
+
+
+def layer_by_layer(kernels, ranks, sparsity):
+    """How many of the ranks to remove from each kernel: the same share of all."""
+    return [round(sparsity * layer.size) for layer in ranks]
+
+
+def as_neurons(kernels, ranks, sparsity):
+    """How many weights to remove from each kernel, to keep what neuron pruning leaves live."""
+    classes = np.ones((kernels[-1].shape[1], 1))  # an output layer that uses every unit
+    *live, _ = compact([*(prune_neurons(kernel, sparsity) for kernel in kernels), classes])
+    return [kernel.size - np.count_nonzero(left) for kernel, left in zip(kernels, live)]
+
+
+def together(kernels, ranks, sparsity):
+    """How many weights to remove from each kernel: those among the smallest of all kernels.
+
+    That is the rule of torch's `global_unstructured`.
+    """
+    scores = np.concatenate([magnitudes(kernel).ravel() for kernel in kernels])
+    layers = np.repeat(np.arange(len(kernels)), [kernel.size for kernel in kernels])
+    lowest = np.argsort(scores, kind="stable")[: round(sparsity * scores.size)]
+    return np.bincount(layers[lowest], minlength=len(kernels))
+
+
+class Method(NamedTuple):
+    """What a method scores in a kernel, and how many of the lowest it removes from each layer."""
+
+    score: object
+    count: object
+
+
+SCRATCH = "scratch"  # takes the layer sizes of a neuron-pruned network and trains afresh
+METHODS = {
+    "weight": Method(magnitudes, layer_by_layer),
+    "neuron": Method(unit_norms, layer_by_layer),
+    "matched_weight": Method(magnitudes, as_neurons),
+    "random_weight": Method(random_weights, layer_by_layer),
+    "random_neuron": Method(random_units, layer_by_layer),
+    "global_weight": Method(magnitudes, together),
+    SCRATCH: Method(unit_norms, layer_by_layer),
+}
+
+
+def prune(network, method, sparsities, rng):
+    """Yield each sparsity, the share of hidden weights set to 0, and the compacted network.
+
+    The output layer is never pruned. method: a key of METHODS. rng: draws the random scores.
+    """
+    *hidden, output = network.kernels
+    score, count = METHODS[method]
+    ranks = [rank(score(kernel, rng)) for kernel in hidden]
+    for sparsity in sparsities:
+        counts = count(hidden, ranks, sparsity)
+        pruned = [zero_lowest(*layer) for layer in zip(hidden, ranks, counts)]
+        achieved = 1 - sum(map(np.count_nonzero, pruned)) / count_weights(hidden)
+        yield sparsity, round(achieved, DECIMALS), Network(compact([*pruned, output]), network.bias)
+
+
+def compact(kernels):
+    """Return the kernels of a smaller dense network that computes the same.
+
+    A unit that no input reaches through weights other than 0, or that reaches no output, is
+    deleted with its column and its row; inputs and outputs stay. That is exact for ReLU layers
+    without bias, where a unit without incoming weights outputs relu(0) = 0, and in training too,
+    if weights of 0 stay 0: the deleted ones would get no gradient.
+
+    kernels: [fan_in, units] each, first to output, unchanged. A layer that loses all its units
+    gets one whose weights are 0, since frameworks have no layers without units. Raises ValueError
+    for anything else.
+    """
+    kernels = [np.asarray(kernel) for kernel in kernels]
+    shapes = [kernel.shape for kernel in kernels]
+    chained = all(before[-1:] == after[:1] for before, after in zip(shapes, shapes[1:]))
+    if not kernels or {len(shape) for shape in shapes} != {2} or not chained:
+        raise ValueError(
+            f"compact takes kernels [fan_in, units] of consecutive layers, not {shapes}; leave out "
+            "the output bias; units with hidden biases cannot be deleted exactly"
+        )
+    present = [kernel != 0 for kernel in kernels]
+    reached = [np.ones(shapes[0][0], bool)]
+    for weights in present:
+        reached.append(weights[reached[-1]].any(axis=0))
+    useful = [np.ones(shapes[-1][1], bool)]
+    for weights in reversed(present):
+        useful.insert(0, weights[:, useful[0]].any(axis=1))
+    kept = [from_input & to_output for from_input, to_output in zip(reached, useful)]
+    kept[0][:] = kept[-1][:] = True  # inputs and outputs
+    small = [kernel[np.ix_(*ends)] for kernel, ends in zip(kernels, zip(kept, kept[1:]))]
+    return [np.pad(kernel, [(0, not units) for units in kernel.shape]) for kernel in small]
+
+
+# ----------------------------------------------------------------------------- the experiment
+
+
+class Variant(NamedTuple):
+    """How a network was made from the dense one; a method of None is the dense one."""
+
+    method: object
+    sparsity: float
+    retrain_epochs: int
+    achieved_sparsity: float  # share of the hidden weights that pruning set to 0
+
+
+DENSE = Variant(None, 0.0, 0, 0.0)
+
+
+def draws(seed, run, purpose):
+    """Make a random generator of its own for each purpose: options do not shift others' draws."""
+    return np.random.default_rng([seed, run, *purpose.encode()])
+
+
+def generate_networks(sizes, data, options, run, report):
+    """Train a dense network; yield it and every network made from it, each with its Variant.
+
+    Every level prunes the trained network. Pruned networks are retrained compacted.
+    """
+
+    def learn(network, epochs, purpose):
+        rng, stage = draws(options.seed, run, purpose), functools.partial(report, purpose)
+        return train(network, data.train_images, data.train_labels, epochs, options, rng, stage)
+
+    more = options.retrain_epochs
+    dense = learn(initial_network(sizes, draws(options.seed, run, "init")), options.epochs, "dense")
+    yield DENSE, dense
+    if more:
+        yield DENSE._replace(retrain_epochs=more), learn(dense, more, "dense again")
+    for method in options.methods:
+        rng = draws(options.seed, run, method)
+        for sparsity, achieved, network in prune(dense, method, options.sparsities[1:], rng):
+            purpose, epochs = f"{method} {sparsity}", more
+            if method == SCRATCH:
+                rng = draws(options.seed, run, f"init {purpose}")
+                network = initial_network(layer_sizes(network.kernels), rng)
+                epochs += options.epochs
+            else:
+                yield Variant(method, sparsity, 0, achieved), network
+            if more:
+                yield Variant(method, sparsity, more, achieved), learn(network, epochs, purpose)
+
+
+def tensors(network):
+    """Copy the kernels of a network to the device."""
+    return [tf.constant(kernel) for kernel in network.kernels]
+
+
+def evaluate(logits, labels):
+    """Accuracy in [0, 1] and mean cross-entropy in nats of logits [n, classes]."""
+    logits = logits.astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)  # keeps exp from overflowing
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
+    return np.mean(logits.argmax(axis=1) == labels), losses.mean()
+
+
+@np.errstate(all="ignore")  # a loss that is not finite is an error of its own
+def measure(network, dense_weights, data):
+    """Measure a compacted network on the test set; the README describes the columns.
+
+    dense_weights: number of hidden weights before pruning. Raises UserError if training left a
+    network whose outputs are not finite.
+    """
+    *hidden, _ = network.kernels
+    logits = compiled(unbiased_logits)(tensors(network), data.test_images).numpy()
+    accuracy, loss = evaluate(logits + network.bias, data.test_labels)
+    if not math.isfinite(loss):
         raise UserError("training failed in its last step: pass a lower --learning-rate")
-    for method in METHODS:
-        ranks = [rank_for(method, kernel, rng) for kernel in hidden]
-        for sparsity in sparsities:
-            pruned = [zero_lowest(*pair, sparsity) for pair in zip(hidden, ranks)]
-            measured = measure(network, pruned, dense, images, labels)
-            rows.append({"method": method, "sparsity": sparsity, **measured})
+    measured = {
+        "test_accuracy": accuracy,
+        "unbiased_accuracy": evaluate(logits, data.test_labels)[0],
+        "test_loss": loss,
+        "live_fraction": sum(map(np.count_nonzero, hidden)) / dense_weights,
+        "stored_fraction": count_weights(hidden) / dense_weights,
+    }
+    row = {name: round(float(value), DECIMALS) for name, value in measured.items()}
+    return row | {"layer_sizes": "-".join(map(str, layer_sizes(network.kernels)))}
+
+
+def time_networks(networks, images):
+    """Time a pass over `images` for networks by name; return the best seconds of each.
+
+    Every round visits every network once, so that a change of the machine's pace meets all alike.
+    """
+    kernels = {name: tensors(network) for name, network in networks.items()}
+    seconds = dict.fromkeys(networks, math.inf)
+    for _ in range(TIMING_ROUNDS):
+        for name in networks:
+            began = time.perf_counter()
+            compiled(unbiased_logits)(kernels[name], images)
+            tf.test.experimental.sync_devices()  # waits for a GPU, without copying the result
+            seconds[name] = min(seconds[name], time.perf_counter() - began)
+    return seconds
+
+
+def measure_networks(networks, data, report):
+    """Measure pairs of Variant and Network, the dense one first; return a row for each.
+
+    Only the layer sizes decide how fast a network is, so each of them is timed once.
+    """
+    rows, of_sizes = [], {}
+    for variant, network in networks:
+        if variant == DENSE:
+            dense_weights = count_weights(network.kernels[:-1])
+        rows.append(variant._asdict() | measure(network, dense_weights, data))
+        of_sizes.setdefault(rows[-1]["layer_sizes"], network)
+        work = len(data.test_labels) * count_weights(network.kernels)
+        report(f"{variant.method or 'dense'} {variant.sparsity}", "measured", work)
+    seconds = time_networks(of_sizes, data.test_images)
+    for row in rows:
+        speedup = seconds[rows[0]["layer_sizes"]] / seconds[row["layer_sizes"]]
+        row["speedup"] = round(speedup, DECIMALS)
     return rows
 
 
-def save_models(folder, name, network, sparsities):
-    """Save a network and its neuron-pruned, compacted versions as .keras files; return the paths.
-
-    They take images [n, pixels] in [0, 1], return logits, and load without this file.
-    """
-    *hidden, output = network.kernels
-    models = {folder / f"{name}-dense.keras": network.kernels}
-    for sparsity in sparsities:
-        pruned = [prune_neurons(kernel, sparsity) for kernel in hidden]
-        level = str(sparsity).removesuffix(".0")
-        models[folder / f"{name}-neuron-{level}.keras"] = compact([*pruned, output])
-    for path, kernels in models.items():
-        with replacing(path) as temporary:
-            keras_model(Network(kernels, network.bias)).save(temporary)
-    return list(models)
+def planned_work(dataset, options):
+    """Estimate the multiply-adds of a run, for the progress bar."""
+    sizes = dataset.layer_sizes(options.hidden_units)
+    trained, tested = 3 * len(dataset.train_images), len(dataset.test_images)
+    passes = trained * (options.epochs + options.retrain_epochs)  # of an image, when dense
+    for method in options.methods:
+        epochs = options.retrain_epochs + options.epochs * (method == SCRATCH)
+        for sparsity in options.sparsities[1:]:
+            share = 1 if method.endswith("weight") else (1 - sparsity) ** 2
+            passes += share * (trained * epochs + tested)
+    return passes * sum(fan_in * units for fan_in, units in zip(sizes, sizes[1:]))
 
 
-def keras_model(network):
-    """Build a keras.Sequential of a network.
+def run_dataset(dataset, options, device, bar):
+    """Run the experiment on one data set; write the results after every run."""
+    data, sizes = on_device(dataset, options.precision), dataset.layer_sizes(options.hidden_units)
+    path, rows = options.output_dir / f"{dataset.name}.csv", []
+    settings = {name: getattr(options, name) for name in SETTINGS} | {"device": device}
+    settings["versions"] = f"tensorflow {tf.__version__}, numpy {np.__version__}"
+    for run in range(options.runs):
+        name, began = f"{dataset.title}, run {run + 1} of {options.runs}", time.monotonic()
 
-    Keras has no layer without units: a layer that lost all gets one whose weights are 0.
-    """
-    import keras
+        def report(made, stage, work, name=name):
+            bar.set_description_str(f"{name}: {made}, {stage}", refresh=False)
+            bar.update(work)
 
-    *hidden, output = [np.pad(k, [(0, not n) for n in k.shape]) for k in network.kernels]
-    layers = [keras.layers.Dense(k.shape[1], "relu", use_bias=False) for k in hidden]
-    layers.append(keras.layers.Dense(output.shape[1]))
-    model = keras.Sequential([keras.Input(network.kernels[0].shape[:1]), *layers])
-    model.set_weights([*hidden, output, network.bias])
-    return model
+        networks = generate_networks(sizes, data, options, run, report)
+        if options.save_models and run == 0:
+            networks = saving_models(networks, path.parent, dataset.name, options.retrain_epochs)
+        measured = measure_networks(networks, data, report)
+        key = {"dataset": dataset.name, "run": run, "seed": options.seed}
+        for method in options.methods:
+            for row in measured:
+                if row["method"] in (None, method) and (row["retrain_epochs"] or method != SCRATCH):
+                    rows.append(key | row | {"method": method} | settings)
+        write_results(path, rows)
+        accuracy, seconds = measured[0]["test_accuracy"], time.monotonic() - began
+        say(f"{name}: dense test accuracy {accuracy:.4f}, {seconds:.0f} s, saved in {path}")
+    say(f"\n{dataset.title}: test accuracy, mean \u00b1 standard deviation\n{table(rows)}\n")
 
 
 # ------------------------------------------------------------------------------------ results
@@ -699,9 +548,9 @@ def keras_model(network):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yield a path to write to, whose file takes the place of `path` only once it is whole.
+    """Yield a path to write to, whose file then atomically replaces `path`.
 
-    Raises UserError if it cannot be written; whatever happens, the file at `path` is a whole one.
+    Raises UserError if it cannot be written; the file at `path` is then the earlier one.
     """
     try:
         # a folder of its own: another process may be writing the same file
@@ -712,274 +561,502 @@ def replacing(path):
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def write_csv(path, rows):
-    """Write the rows, one per run, method and sparsity, under their column names."""
-    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def keras_model(network):
+    """Build a compiled keras.Sequential of a network: images [n, pixels] in [0, 1] to logits."""
+    keras = tf.keras
+    pixels, *hidden, classes = layer_sizes(network.kernels)
+    layers = [keras.layers.Dense(units, "relu", use_bias=False) for units in hidden]
+    model = keras.Sequential([keras.Input([pixels]), *layers, keras.layers.Dense(classes)])
+    model.set_weights([*network.kernels, network.bias])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=["accuracy"])  # whose state, unlike others', takes no space
+    return model
 
 
-def levels_of(rows):
-    """Return the sparsities of the rows in ascending order."""
-    return sorted({row["sparsity"] for row in rows})
+def saving_models(networks, folder, name, retrain_epochs):
+    """Pass networks on, saving the dense one and the final neuron-pruned ones as .keras files."""
+    for variant, network in networks:
+        final = variant.method == "neuron" and variant.retrain_epochs == retrain_epochs
+        if final or variant == DENSE:
+            kind = f"neuron-{variant.sparsity}" if final else "dense"
+            with replacing(folder / f"{name}-{kind}.keras") as temporary:
+                keras_model(network).save(temporary)
+        yield variant, network
 
 
-def summarise(rows, method, column):
-    """Mean and sample standard deviation over the runs of one method's column, [levels] each.
+def write_results(path, rows):
+    """Write rows to a CSV file and draw its figures."""
+    import pandas
 
-    The standard deviation of a single run is given as 0.
-    """
-    values = [row[column] for row in rows if row["method"] == method]
-    runs = np.reshape(values, (-1, len(levels_of(rows))))
-    return runs.mean(axis=0), runs.std(axis=0, ddof=int(len(runs) > 1))
+    with replacing(path) as temporary:
+        pandas.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+    draw_figures(path)
 
 
 def table(rows):
-    """Lay out mean test accuracy and its standard deviation, a line per sparsity."""
-    lines = ["sparsity" + "".join(f"{method:>18}" for method in METHODS)]
-    columns = [zip(*summarise(rows, method, "test_accuracy")) for method in METHODS]
-    for sparsity, *cells in zip(levels_of(rows), *columns):
-        texts = (f"{mean:.4f} \u00b1 {deviation:.4f}" for mean, deviation in cells)
-        lines.append(f"{sparsity:<8g}" + "".join(f"{text:>18}" for text in texts))
-    return "\n".join(lines)
+    """Lay out mean and standard deviation over runs of test accuracy, a line per sparsity."""
+    import pandas
+
+    def cell(values):
+        spread = f" \u00b1 {values.std():.4f}" if len(values) > 1 else ""
+        return f"{values.mean():.4f}{spread}"
+
+    levels = ["retrain_epochs", "sparsity", "method"]
+    cells = pandas.DataFrame(rows).groupby(levels, sort=False)["test_accuracy"].agg(cell)
+    return cells.unstack(fill_value="").rename_axis(columns=None).sort_index().to_string()
 
 
-def axis_positions(levels):
-    """Place sparsities on an axis that is logarithmic in the share kept, 1 - sparsity.
+# ------------------------------------------------------------------------------------ figures
+# Drawn from the CSV alone. Blue and orange differ in hue for every kind of colour vision and in
+# lightness when printed in grey; the random baselines are thin and lie behind.
 
-    So the decade from 0.9 to 0.99, where curves fall, gets as much room as that from 0 to 0.9. A
-    sparsity of 1, which keeps nothing, goes half a decade beyond the others.
+STYLES = {  # label, colour, marker, line
+    "weight": ("weights, by magnitude", "#00508f", "o", "-"),
+    "neuron": ("neurons, by L2 norm", "#e07b00", "s", "--"),
+    "matched_weight": ("weights, matched to neurons", "#45a5e0", "^", "-"),
+    "global_weight": ("weights, all layers together", "#9040b0", "D", "-"),
+    "random_weight": ("random weights", "#707070", "o", ":"),
+    "random_neuron": ("random neurons", "#a0a0a0", "s", ":"),
+    "scratch": ("small networks from scratch", "#2a8000", "v", "-."),
+}
+SPARSITY_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+SHARE_TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
+SPEEDUP_TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+LEAST_KEPT = 10**-3.5  # where the logarithmic axis shows a sparsity of 1
+CLOSE_UP = (0.05, 0.01)  # below and above the dense accuracy
+MAIN_INCHES, PANEL_INCHES, DPI = (5.4, 6.8), (3.8, 3.3), 160
+
+
+def draw(ax, rows, x, y, methods=STYLES, faint=False):
+    """Draw column y against column x: for each method the mean over runs, and the spread.
+
+    faint: only the mean, thin.
     """
-    kept = 1 - np.array(levels)
-    return -np.log10(np.where(kept > 0, kept, kept[kept > 0].min(initial=1) / 10**0.5))
+    for method in methods:
+        chosen = rows[rows["method"] == method]
+        if chosen.empty:
+            continue
+        label, color, marker, line = STYLES[method]
+        places = chosen.groupby("sparsity")[x].mean()
+        runs = chosen.pivot(index="sparsity", columns="run", values=y)
+        mean, deviation = runs.mean(axis=1), runs.std(axis=1)  # not a number for a single run
+        if faint:
+            ax.plot(places, mean, ls=line, color=color, lw=0.8, label=label)
+            continue
+        size = (
+            {"lw": 1, "ms": 3} if method.startswith("random") else {"lw": 2, "ms": 5, "zorder": 3}
+        )
+        behind = {"color": color, "alpha": 0.2, "zorder": 1}
+        ax.fill_between(places, mean - deviation, mean + deviation, lw=0, **behind)
+        ax.plot(places, runs, lw=0.5, **behind)
+        ax.plot(places, mean, ls=line, marker=marker, color=color, label=label, **size)
+    ax.grid(color="#dddddd", lw=0.6)
 
 
-def label_levels(axis, levels):
-    """Label the sparsity axis at the levels, from the right, as far as there is room."""
-    positions = axis_positions(levels)
-    width = axis.get_position().width * axis.figure.get_figwidth()  # inches
-    room, labelled = LABEL_INCHES / width * np.ptp(positions), []
-    for position, level in sorted(zip(positions, levels), reverse=True):
-        if not labelled or labelled[-1][0] - position >= room:
-            labelled.append((position, f"{level:g}"))
-    axis.set_xticks(*zip(*labelled))
+def set_ticks(axis, ticks, values, label):
+    """Put on an axis those of the ticks that lie within the values, or if few do, the values."""
+    inside = [tick for tick in ticks if values.min() <= tick <= values.max()]
+    axis.set_ticks(inside if len(inside) > 2 else values.unique())
+    axis.set_ticks([], minor=True)
+    axis.set_major_formatter(lambda value, position: label(value))
 
 
-def draw_curves(axis, rows, column, places):
-    """Draw the mean of a column and a band of one standard deviation about it, for each method.
+def set_sparsity_axis(ax, rows, label="{:g}".format):
+    """Make the x axis logarithmic in what is kept, so that 0.9 to 0.99 is as wide as 0 to 0.9."""
 
-    places: from a method to its levels' places on the x axis; those that are nan are left out.
-    """
-    for method, style in METHODS.items():
-        mean, deviation = summarise(rows, method, column)
-        low, high = mean - deviation, mean + deviation
-        control = method.startswith("random")
-        axis.fill_between(places(method), low, high, color=style["color"], alpha=0.2, linewidth=0)
-        axis.plot(places(method), mean, lw=1 if control else 2, ms=3 if control else 6, **style)
-        if not control:
-            axis.vlines(places(method), low, high, color=style["color"], linewidth=1)
-    axis.grid(color="#dddddd", linewidth=0.6)
+    def decades(sparsity):
+        return -np.log10(np.maximum(1 - sparsity, LEAST_KEPT))
+
+    ax.set_xscale("function", functions=(decades, lambda decades: 1 - 10.0**-decades))
+    set_ticks(ax.xaxis, SPARSITY_TICKS, rows["sparsity"], label)
+    ax.set_xlim(-0.1, 1 - 0.8 * max(1 - rows["sparsity"].max(), LEAST_KEPT))
 
 
-def draw_accuracy(axis, rows):
-    """Draw test accuracy against sparsity, the reproduction."""
-    levels = levels_of(rows)
-    draw_curves(axis, rows, "test_accuracy", lambda method: axis_positions(levels))
-    if levels[0] == 0:
-        dense = summarise(rows, "weight", "test_accuracy")[0][0]
-        axis.axhline(dense, color="black", linewidth=0.8, label=f"dense network: {dense:.3f}")
-    label_levels(axis, levels)
-    axis.set(ylim=(0, 1.02), yticks=np.linspace(0, 1, 11), ylabel="test accuracy")
-    axis.set_xlabel("sparsity: share of the weights, or neurons, removed from each hidden layer")
+def percent(share):
+    """Text of a share in percent, without the sign."""
+    return f"{100 * share:g}"
 
 
-def draw_accuracy_by_live_weights(axis, rows):
-    """Draw test accuracy against the share of hidden weights that can still act: like for like."""
-
-    def places(method):
-        live = summarise(rows, method, "live_fraction")[0]
-        return np.where(live > 0, live, np.nan)  # a logarithmic axis has no place for 0
-
-    draw_curves(axis, rows, "test_accuracy", places)
-    axis.set(xscale="log", ylim=(0, 1.02), ylabel="test accuracy")
-    axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
-    if any(row["live_fraction"] for row in rows):
-        axis.invert_xaxis()
-    else:
-        axis.set_xlim(1, 0.01)  # there is nothing to choose the range by
-    axis.set_xlabel("hidden weights that can still act")
-
-
-def draw_speedup(axis, rows):
-    """Draw the measured speed-up of the compacted networks against sparsity."""
-    levels = levels_of(rows)
-    axis.axhline(1, color="black", linewidth=0.8)
-    draw_curves(axis, rows, "speedup", lambda method: axis_positions(levels))
-    label_levels(axis, levels)
-    axis.set(yscale="log", xlabel="sparsity", ylabel="speed-up, dense = 1x")
-    axis.yaxis.set_major_formatter(lambda ratio, _: f"{ratio:g}x")
-
-
-def plot(path, title, caption, rows):
-    """Draw the rows of one data set, with `caption` in small print below, as a PNG."""
+def new_figure(rows, inches):
+    """Make a figure with what was run in small print, for a picture that travels alone."""
     from matplotlib.figure import Figure
 
-    figure = Figure(FIGURE_INCHES, FIGURE_DPI, layout="constrained")
-    axes = figure.subplot_mosaic([["accuracy"] * 2, ["live", "speed"]], height_ratios=(3, 2))
-    draw_accuracy(axes["accuracy"], rows)
-    draw_accuracy_by_live_weights(axes["live"], rows)
-    draw_speedup(axes["speed"], rows)
-    handles = axes["accuracy"].get_legend_handles_labels()
-    top = dict(loc="outside upper center", ncols=3, frameon=False)
-    figure.legend(*handles, title=title, title_fontsize="x-large", **top)
-    figure.supxlabel(caption, fontsize=7, color="#444444")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-
-
-def describe(dataset, options, device, runs):
-    """Say what was run, so that a picture that travels alone still tells."""
-    import tensorflow as tf
-
-    sizes = math.prod(dataset.train_images.shape[1:]), *options.hidden_units, CLASSES
-    return (
-        f"{'-'.join(map(str, sizes))} with ReLU; {options.epochs} epochs of Adam at "
-        f"{options.learning_rate:g}, batches of {options.batch_size}, {options.precision}; pruned "
-        f"layer by layer in one shot, not retrained\nmean \u00b1 standard deviation over runs: "
-        f"{runs}, seed: {options.seed}; {device}; "
-        f"tensorflow {tf.__version__}, numpy {np.__version__}"
+    row = rows.iloc[0]
+    caption = (
+        f"{row['layer_sizes']} with ReLU; {row['epochs']} epochs of Adam at a rate of "
+        f"{row['learning_rate']:g}, batches of {row['batch_size']}, {row['precision']}. Mean, "
+        f"standard deviation (band) and single runs (thin); runs: {rows['run'].nunique()}, seed: "
+        f"{row['seed']}. {row['device']}; {row['versions']}."
     )
+    figure = Figure(inches, DPI, layout="constrained")
+    figure.supxlabel(textwrap.fill(caption, round(17 * inches[0])), fontsize=7, color="#444444")
+    return figure
 
 
-def write_results(dataset, options, device, rows):
-    """Write the rows and their picture; return the paths."""
-    picture, numbers = (options.output_dir / f"{dataset.name}.{kind}" for kind in ("png", "csv"))
-    write_csv(numbers, rows)
-    runs = rows[-1]["run"] + 1
-    plot(picture, TITLES[dataset.name], describe(dataset, options, device, runs), rows)
-    return [picture, numbers]
+def add_legend(figure, axes, title, columns):
+    """Put a title and one legend for all axes above them."""
+    lines = {line.get_label(): line for ax in axes for line in ax.lines}
+    shown = {label: line for label, line in lines.items() if not label.startswith("_")}
+    figure.legend(shown.values(), shown, title=title, title_fontsize="large", ncols=columns,
+                  loc="outside upper center", frameon=False)  # fmt: skip
+
+
+def draw_reproduction(title, rows):
+    """Draw test accuracy against sparsity in one shot, with a close-up of the dense accuracy."""
+    rows = rows[rows["retrain_epochs"] == 0]
+    figure = new_figure(rows, MAIN_INCHES)
+    close, whole = figure.subplots(2, height_ratios=(2, 5))
+    dense = rows.loc[rows["sparsity"] == 0, "test_accuracy"].mean()
+    chance = 1 / int(rows["layer_sizes"].iloc[0].rpartition("-")[2])
+    shown = [method for method in STYLES if method != "matched_weight"]
+    for ax in (close, whole):
+        draw(ax, rows, "sparsity", "test_accuracy", shown)
+        ax.axhline(dense, color="black", lw=0.8, label=f"dense network: {dense:.3f}")
+        ax.axhline(chance, color="black", lw=0.8, ls=(0, (1, 3)), label=f"chance: {chance:.3g}")
+    set_sparsity_axis(close, rows, lambda sparsity: percent(1 - sparsity))
+    close.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False)
+    close.xaxis.set_label_position("top")
+    close.set(xlabel="kept in each hidden layer, %", ylabel="close-up")
+    close.set_ylim(dense - CLOSE_UP[0], dense + CLOSE_UP[1])
+    set_sparsity_axis(whole, rows)
+    whole.set(ylim=(0, 1.02), yticks=np.linspace(0, 1, 11), ylabel="test accuracy")
+    whole.set_xlabel("sparsity (logarithmic in the share kept)")
+    add_legend(figure, [whole], f"{title}: accuracy of pruned networks", columns=2)
+    return figure
+
+
+def draw_analysis(title, rows):
+    """Draw what explains the reproduction, a question a panel: layers, bias, speed, retraining."""
+    one_shot, retrained = (rows[(rows["retrain_epochs"] > 0) == more] for more in (False, True))
+    lines, columns = (1, 3) if retrained.empty else (2, 2)
+    inches = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * lines + 1)
+    figure = new_figure(rows, inches)
+    live, unbiased, speed, *again = axes = list(figure.subplots(lines, columns).flat)
+    draw(live, one_shot, "live_fraction", "test_accuracy", ("weight", "neuron", "matched_weight"))
+    live.set_xscale("log", nonpositive="mask")
+    set_ticks(live.xaxis, SHARE_TICKS, one_shot["live_fraction"], percent)
+    live.set_xlim(1.2, max(one_shot["live_fraction"].min(), SHARE_TICKS[-1]) / 1.2)
+    live.set(title="At equal numbers of live weights?", xlabel="hidden weights that can act, %")
+    draw(unbiased, one_shot, "sparsity", "test_accuracy", faint=True)
+    draw(unbiased, one_shot, "sparsity", "unbiased_accuracy")
+    unbiased.set_title("Without output bias (thin: with it)?")
+    draw(speed, one_shot, "sparsity", "speedup", ("weight", "neuron"))
+    speed.set(yscale="log", title="Are the networks faster?", ylabel="speed-up over dense")
+    set_ticks(speed.yaxis, SPEEDUP_TICKS, one_shot["speedup"], "{:g}x".format)
+    for ax in again:
+        draw(ax, retrained, "sparsity", "test_accuracy")
+        ax.set_title(f"After retraining? (epochs: {rows['retrain_epochs'].max()})")
+    for ax in (live, unbiased, *again):
+        ax.set(ylim=(0, 1.02), ylabel="test accuracy")
+    for ax in (unbiased, speed, *again):
+        set_sparsity_axis(ax, rows)
+        ax.set_xlabel("sparsity")
+    add_legend(figure, axes, f"{title}: what pruning breaks", columns=3)
+    return figure
+
+
+def draw_figures(path):
+    """Draw both figures of a CSV file beside it, as PNGs; return their paths."""
+    import pandas
+
+    try:
+        rows = pandas.read_csv(path)
+        title = TITLES.get(rows["dataset"].iloc[0], path.stem)
+        figures = {
+            path.with_suffix(".png"): draw_reproduction(title, rows),
+            path.with_name(f"{path.stem}-analysis.png"): draw_analysis(title, rows),
+        }
+    except (OSError, LookupError, ValueError) as error:
+        raise UserError(f"{path} is not a whole CSV file of this script: {error!r}") from error
+    for picture, figure in figures.items():
+        with replacing(picture) as temporary:
+            figure.savefig(temporary, format="png")
+    return list(figures)
+
+
+# --------------------------------------------------------------------------------------- data
+
+
+class Dataset(NamedTuple):
+    """Images [n, height, width] of unsigned bytes up to `max_pixel`, and their labels [n]."""
+
+    name: str
+    source: str
+    max_pixel: int
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+    @property
+    def title(self):
+        """Name for people."""
+        return TITLES.get(self.name, self.name)
+
+    def layer_sizes(self, hidden_units):
+        """Sizes of the layers of a classifier, the input's first."""
+        classes = int(self.train_labels.max()) + 1
+        return [math.prod(self.train_images.shape[1:]), *hidden_units, classes]
+
+
+def load_datasets(names, data_dir):
+    """Load the named data sets; where none is named, MNIST and Fashion-MNIST.
+
+    If these two are to be downloaded and cannot be, the bundled digits are used instead. Raises
+    UserError for a data set that is unavailable.
+    """
+    try:
+        return [load_dataset(name, data_dir) for name in dict.fromkeys(names or DOWNLOADED)]
+    except UserError as error:
+        if names or data_dir:
+            raise
+        print(f"{error}\nUsing the bundled {BUNDLED} instead.", file=sys.stderr)
+        return [load_dataset(BUNDLED, data_dir)]
+
+
+def load_dataset(name, data_dir):
+    """Load one data set, from the IDX files below `data_dir` if given, and check it."""
+    if name == BUNDLED:
+        dataset = load_digits()
+    elif data_dir:
+        arrays = [read_idx(data_dir / name / file, IDX_FILES[file]) for file in IDX_FILES]
+        dataset = Dataset(name, str(data_dir / name), 255, *arrays)
+    else:
+        dataset = download(name)
+    check_dataset(dataset)
+    return dataset
+
+
+def read_idx(path, dimensions):
+    """Read an IDX file of unsigned bytes, `path` or gzip-compressed `path`.gz.
+
+    Returns a uint8 array of that many dimensions. Raises UserError, naming the file, if it is
+    missing or damaged or holds something else.
+    """
+    packed = path.with_name(f"{path.name}.gz")
+    path, open_file = (packed, gzip.open) if packed.exists() else (path, open)
+    try:
+        with open_file(path, "rb") as file:
+            content = file.read(IDX_LIMIT)
+        if content[:4] != bytes((0, 0, IDX_UNSIGNED_BYTE, dimensions)):
+            raise ValueError(f"its header is not that of bytes in {dimensions} dimension(s)")
+        shape = np.frombuffer(content, ">u4", dimensions, offset=4).tolist()
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(f"{path} is not a whole IDX file: {error}") from error
+
+
+def download(name):
+    """Load a data set by keras.datasets, which downloads it once and caches it."""
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
+    try:
+        train_set, test_set = getattr(tf.keras.datasets, name).load_data()
+    except Exception as error:  # Keras raises a bare Exception for a failed download
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{name} is unavailable: its download failed ({reason}); pass --data-dir DIR with "
+            f"DIR/{name}/{next(iter(IDX_FILES))}.gz and so on, or if an earlier download was cut "
+            "short, delete what it left in ~/.keras/datasets"
+        ) from error
+    return Dataset(name, "keras.datasets", 255, *train_set, *test_set)
+
+
+def load_digits():
+    """Load scikit-learn's handwritten digits, 1,797 images of 8 x 8; the last 360 are for tests."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images, labels, split = digits.images.astype(np.uint8), digits.target, len(digits.target) - 360
+    parts = images[:split], labels[:split], images[split:], labels[split:]
+    return Dataset(BUNDLED, "scikit-learn", 16, *parts)
+
+
+def check_dataset(dataset):
+    """Raise UserError, naming the files, unless images and labels fit each other."""
+    train_images, train_labels, test_images, test_labels = dataset[3:]
+    classes = train_labels.max(initial=0) + 1
+    for part, images, labels in (("train", *dataset[3:5]), ("t10k", *dataset[5:])):
+        files = f"{dataset.name} from {dataset.source}: {part}-images and {part}-labels"
+        if images.size == 0 or len(images) != len(labels):
+            raise UserError(f"{files} have {len(images)} images and {len(labels)} labels")
+        if labels.max() >= classes or classes < 2:
+            raise UserError(f"{files}: a label {labels.max()}, but {classes} classes in training")
+        if images.shape[1:] != train_images.shape[1:]:
+            raise UserError(f"{files}: images of another shape than in training")
+
+
+def on_device(dataset, precision):
+    """Copy a data set's images to the device as tensors [n, pixels] in [0, 1].
+
+    Those for training have the precision of training; they are scaled on the device.
+    """
+
+    def scaled(images):
+        return tf.cast(images.reshape(len(images), -1), tf.float32) / dataset.max_pixel
+
+    return dataset._replace(
+        train_images=tf.cast(scaled(dataset.train_images), precision),
+        train_labels=tf.constant(dataset.train_labels, tf.int64),
+        test_images=scaled(dataset.test_images),
+    )
 
 
 # ------------------------------------------------------------------------------- command line
 
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that leaves errors to `main`."""
-
-    def error(self, message):
-        """Raise OptionError."""
-        raise OptionError(message)
-
-
-def checked(kind, accepts, meaning):
-    """Make an option's type: text to a value of that kind, refused unless `accepts` takes it."""
-
-    def parse(text):
-        with contextlib.suppress(ValueError, OSError):
-            if accepts(kind(text)):
-                return kind(text)
-        raise argparse.ArgumentTypeError(f"{text} is not {meaning}")
-
-    return parse
-
-
-def build_parser():
-    """Build the parser of the command line."""
-    fraction = checked(float, lambda value: 0 <= value <= 1, "a fraction in [0, 1]")
-    count = checked(int, lambda value: 0 < value < 2**31, "a whole number from 1 to 2147483647")
-    natural = checked(int, lambda value: value >= 0, "a whole number of 0 or more")
-    rate = checked(float, lambda value: 0 < value < 1e38, "a number between 0 and 1e38")
-    folder = checked(Path, Path.is_dir, "a directory")
-    names = "default: the first two, or if neither can be downloaded digits, which are embedded"
-    source = "folder of mnist/ and fashion_mnist/, four IDX files each, instead of a download"
-    saved = "also save the first run's dense network and its neuron-pruned, compacted ones"
-    products = "of the matrix products in training (default: %(default)s)"
-    parser = Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--datasets", nargs="+", choices=TITLES, help=names)
-    parser.add_argument("--data-dir", type=folder, metavar="DIR", help=source)
-    parser.add_argument("--save-models", action="store_true", help=saved)
-    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help=products)
-    for option, kind, default, metavar, meaning in (
-        ("--output-dir", Path, "plots", "DIR", "folder to write to"),
-        ("--sparsities", fraction, SPARSITIES, "S", "fractions to remove, from 0 to 1"),
-        ("--runs", count, RUNS, "N", "networks per data set"),
-        ("--seed", natural, SEED, "N", "from which every run's draws derive"),
-        ("--hidden-units", count, HIDDEN_UNITS, "N", "units of each hidden layer"),
-        ("--epochs", count, EPOCHS, "N", "passes over the training set"),
-        ("--batch-size", count, BATCH_SIZE, "N", "images per training step"),
-        ("--learning-rate", rate, LEARNING_RATE, "RATE", "of Adam"),
-    ):
-        several = isinstance(default, tuple)
-        shown = " ".join(map(str, default)) if several else default
-        settings = dict(type=kind, default=default, metavar=metavar, nargs="+" if several else None)
-        parser.add_argument(option, help=f"{meaning} (default: {shown})", **settings)
-    return parser
+SETTINGS = ("epochs", "batch_size", "learning_rate", "precision")  # options that the CSV repeats
 
 
 def parse_options(arguments):
-    """Parse the command line and ready the output folder; raise OptionError for what is wrong."""
-    options = build_parser().parse_args(arguments)
-    options.sparsities = sorted({level + 0.0 for level in options.sparsities})  # no -0.0
+    """Parse the command line; exit with a message if it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog=Path(__file__).name,
+        description=__doc__.partition("\n")[0],
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--datasets", nargs="+", help="mnist, fashion_mnist, digits or a folder in --data-dir")
+    add("--data-dir", type=Path, help="folder of IDX files, as mnist/train-images-idx3-ubyte.gz")
+    add("--output-dir", type=Path, default="plots", help="folder to write to")
+    add("--methods", nargs="+", choices=METHODS, help="all but global_weight, if not given")
+    add("--sparsities", nargs="+", type=float, default=SPARSITIES, help="in [0, 1]; 0 is added")
+    add("--retrain-epochs", type=int, default=0, help="epochs of training after pruning")
+    add("--runs", type=int, default=RUNS, help="networks per data set")
+    add("--seed", type=int, default=0, help="of everything random")
+    add("--hidden-units", nargs="+", type=int, default=HIDDEN_UNITS, help="of each hidden layer")
+    add("--epochs", type=int, default=EPOCHS, help="passes over the training set")
+    add("--batch-size", type=int, default=BATCH_SIZE, help="images per training step")
+    add("--learning-rate", type=float, default=LEARNING_RATE, help="of Adam")
+    add("--precision", choices=PRECISIONS, default="float32", help="of training's matrix products")
+    add("--save-models", action="store_true", help="save the first run's networks for Keras")
+    add("--replot", action="store_true", help="draw the CSV files in --output-dir again, no more")
+    options = parser.parse_args(arguments)
+    if error := wrong_option(options):
+        parser.error(error)
+    options.sparsities = sorted({0.0, *map(abs, options.sparsities)})  # abs: -0.0
+    if not options.methods:
+        left_out = {"global_weight"} if options.retrain_epochs else {"global_weight", SCRATCH}
+        options.methods = [method for method in METHODS if method not in left_out]
+    return options
+
+
+def wrong_option(options):
+    """Say what is wrong with the options, or nothing."""
+    counts = [options.epochs, options.runs, options.batch_size, *options.hidden_units]
+    if not all(0 <= sparsity <= 1 for sparsity in options.sparsities):
+        return "--sparsities are fractions in [0, 1]"
+    if min(counts) < 1 or max(counts) >= 2**31:
+        return "--epochs, --runs, --batch-size and --hidden-units are whole numbers from 1 to 2^31"
+    if min(options.seed, options.retrain_epochs) < 0:
+        return "--seed and --retrain-epochs are whole numbers from 0"
+    if not 0 < options.learning_rate < 1e38:
+        return "--learning-rate is a number between 0 and 1e38"
+    if SCRATCH in (options.methods or []) and not options.retrain_epochs:
+        return f"--methods {SCRATCH} needs --retrain-epochs"
+    if options.data_dir and not os.path.isdir(options.data_dir):
+        return f"--data-dir {options.data_dir} is not a folder"
+    for name in options.datasets or []:
+        if Path(name).name != name or not options.data_dir and name not in TITLES:
+            return f"--datasets {name}: one of {', '.join(TITLES)}, or a folder in --data-dir"
     try:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.output_dir).close()
     except OSError as error:
-        culprit = f"--output-dir {options.output_dir}"
-        raise OptionError(f"{culprit} cannot be written to: {error}") from error
-    return options
+        return f"--output-dir {options.output_dir} cannot be written to: {error}"
+    return ""
 
 
-def interrupt(signal_number, frame):
-    """Handle Ctrl-C and SIGTERM alike: Keras then removes a partial download as well."""
-    raise KeyboardInterrupt(signal_number)
+def configure_tensorflow():
+    """Import and configure TensorFlow; return the name of the first GPU, or else of the CPU.
+
+    Whatever the device, float32 products are float32 and a seed gives the same network each time.
+    """
+    global tf
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # fatal messages only
+    # oneDNN's products are the faster ones, also on CPUs where TensorFlow would not choose them
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        install = f"{sys.executable} -m pip install -r requirements.txt"
+        raise UserError(f"TensorFlow cannot be imported ({error}); run {install}") from error
+    tf.get_logger().setLevel("ERROR")  # every size of network is traced, which it warns of
+    tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # rounds to 10 bits
+    tf.config.threading.set_inter_op_parallelism_threads(1)  # the work is one chain of products
+    gpus = tf.config.list_physical_devices("GPU")[:1]
+    if not gpus:
+        return f"CPU, {cpu_name()}"
+    tf.config.set_visible_devices(gpus, "GPU")
+    tf.config.experimental.set_memory_growth(gpus[0], True)
+    return f"GPU, {tf.config.experimental.get_device_details(gpus[0]).get('device_name')}"
 
 
-def run_dataset(dataset, options, device):
-    """Train, prune and evaluate on one data set; write the results after every run."""
-    import tensorflow as tf
+def cpu_name():
+    """Return the processor's name, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
-    train_images = tf.cast(scaled(dataset.train_images, dataset.white), options.precision)
-    test_images = scaled(dataset.test_images, dataset.white)
-    train_labels = tf.constant(dataset.train_labels, tf.int64)
-    rows, saved, rng = [], [], np.random.default_rng(options.seed)
-    for run in range(options.runs):
-        print(f"{TITLES[dataset.name]}, run {run + 1} of {options.runs}", flush=True)
-        training_rng, control_rng = rng.spawn(1)[0].spawn(2)
-        network = train(train_images, train_labels, options, training_rng)
-        evaluated = test_images, dataset.test_labels, options.sparsities, control_rng
-        for row in sweep(network, *evaluated):
-            rows.append({"dataset": dataset.name, "run": run, "seed": options.seed, **row})
-        # in a thread of its own, which Ctrl-C leaves to finish what it has begun
-        with ThreadPoolExecutor() as writer:
-            written = writer.submit(write_results, dataset, options, device, rows).result()
-        if options.save_models and run == 0:
-            saved = save_models(options.output_dir, dataset.name, network, options.sparsities)
-    print(f"\n{TITLES[dataset.name]}: test accuracy, mean \u00b1 standard deviation\n{table(rows)}")
-    print("\nwritten:", *written, *saved, "\n", flush=True)
+
+def say(text):
+    """Print a line above the progress bar; raise UserError if standard output takes no more."""
+    try:
+        with tqdm.external_write_mode():
+            print(text, flush=True)
+    except OSError as error:
+        sys.stdout = None  # or Python would fail to flush it at exit
+        raise UserError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def run_experiment(options):
+    """Load the data sets and run the experiment on each."""
+    device = configure_tensorflow()
+    datasets = load_datasets(options.datasets, options.data_dir)
+    say(f"device: {device}")
+    if "CPU" in device and shutil.which("nvidia-smi") and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        say('TensorFlow does not see the NVIDIA GPU. On Linux or WSL 2, pip install "tensorflow'
+            '[and-cuda]"; if that is done, see https://www.tensorflow.org/install/pip')  # fmt: skip
+    work = options.runs * sum(planned_work(dataset, options) for dataset in datasets)
+    shape = "{desc} {percentage:3.0f} %|{bar}| {elapsed} elapsed, {remaining} left"
+    hidden = not (sys.stderr and sys.stderr.isatty())
+    with tqdm(total=work, disable=hidden, leave=False, smoothing=0, bar_format=shape) as bar:
+        try:
+            for dataset in datasets:
+                run_dataset(dataset, options, device, bar)
+        except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+            advice = "pass a smaller --batch-size or smaller --hidden-units"
+            raise UserError(f"out of memory on the {device}; {advice}") from error
+
+
+def replot(options):
+    """Draw the figures of the named data sets, or of all, from their CSV files again."""
+    names = options.datasets or [path.stem for path in sorted(options.output_dir.glob("*.csv"))]
+    if not names:
+        raise UserError(f"there is no CSV file in {options.output_dir}: pass --output-dir DIR")
+    for name in names:
+        say("\n".join(map(str, draw_figures(options.output_dir / f"{name}.csv"))))
 
 
 def main(arguments=None):
     """Run the experiment and return the exit status."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+    options = parse_options(arguments)
+    if sys.stdout:  # it is None where the process was started without
+        sys.stdout.reconfigure(errors="replace")  # characters that it cannot encode
     try:
-        options = parse_options(arguments)
-        device = set_up_device()
-        datasets = load_datasets(options.datasets, options.data_dir)
-        check_batch_size(options.batch_size, datasets)
-        announce(datasets, device)
-        for dataset in datasets:
-            run_dataset(dataset, options, device)
-    except (UserError, MemoryError) as error:
+        if options.replot:
+            replot(options)
+        else:
+            run_experiment(options)
+    except UserError as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
-        return getattr(error, "status", 1)
-    except KeyboardInterrupt as interruption:
-        print("\ninterrupted; the results of finished runs are kept", file=sys.stderr, flush=True)
-        # at once: an orderly end of TensorFlow takes about a second
-        os._exit(128 + interruption.args[0])
-    except BrokenPipeError:  # as of `| head`
-        os._exit(1)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -1,24 +1,44 @@
 """What the test files share."""
 
-import csv
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas
 import pytest
 
 import network_pruning
 
-SCRIPT = Path(network_pruning.__file__)
-REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(network_pruning.__file__).parent
+SCRIPT = ROOT / "network_pruning.py"
+REAL_DATA = ROOT.parent / "shared" / "data"
+PLOTS = ROOT / "plots"
 
-network_pruning.set_up_device()  # before any test uses TensorFlow, which then allows it no more
-# the environment of the processes that tests start, without the log level that was just set: the
-# script hides TensorFlow's start only where it finds none
-CLEAN = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+# the environment of the processes that tests start, as it is before TensorFlow is configured
+CLEAN = dict(os.environ)
+DEVICE = network_pruning.configure_tensorflow()
+
+
+def draw_kernels(sizes, rng):
+    """Random kernels of a network with layers of these sizes, the input's first."""
+    return [rng.normal(size=shape).astype(np.float32) for shape in zip(sizes, sizes[1:])]
+
+
+def recipe(**changes):
+    """Options of a small experiment."""
+    settings = {
+        "epochs": 2,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+        "retrain_epochs": 0,
+        "seed": 0,
+        "methods": ["weight", "neuron"],
+        "sparsities": [0.0, 0.5, 1.0],
+    }
+    return SimpleNamespace(**settings | changes)
 
 
 @pytest.fixture
@@ -42,19 +62,19 @@ def run_command(tmp_path):
 
 
 @pytest.fixture
-def run_main(tmp_path, monkeypatch, capsys):
+def run_main(tmp_path, monkeypatch, capfd):
     """Run the script in this process, where TensorFlow has started already, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments):
-        status = network_pruning.main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
+        try:
+            status = network_pruning.main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # of argparse
+            status = stop.code
+        said = capfd.readouterr()
         return SimpleNamespace(returncode=status, stdout=said.out, stderr=said.err)
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run
 
 
 @pytest.fixture
@@ -65,10 +85,11 @@ def real_data():
     return REAL_DATA
 
 
-def read_csv(path):
-    """Rows of a CSV file as dicts, numbers as floats."""
-    with open(path, newline="") as file:
-        return [
-            {k: v if k in ("dataset", "method") else float(v) for k, v in row.items()}
-            for row in csv.DictReader(file)
-        ]
+def read_rows(path):
+    """Rows of a CSV file as dicts."""
+    return pandas.read_csv(path).to_dict("records")
+
+
+def without_times(path):
+    """The text of a CSV file but for the times, which differ from run to run."""
+    return pandas.read_csv(path, dtype=str).drop(columns="speedup").to_csv(index=False)

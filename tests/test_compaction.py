@@ -1,52 +1,54 @@
 """Networks that really shrink: compaction, the weights that still act, the speed, the files."""
 
-import keras
 import numpy as np
 import pytest
-from conftest import read_csv
+import tensorflow as tf
+from conftest import draw_kernels, read_rows, recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import network_pruning
 from network_pruning import (
+    DENSE,
     HIDDEN_UNITS,
     METHODS,
     Network,
     compact,
-    logits,
+    keras_model,
+    load_dataset,
     measure,
+    measure_networks,
     on_device,
-    rank_for,
-    save_models,
+    prune,
+    rank,
+    unbiased_logits,
     zero_lowest,
 )
 
+keras = tf.keras
 SIZES = st.lists(st.integers(1, 12), min_size=2, max_size=6)
 SPARSITIES = st.one_of(st.sampled_from([0, 0.5, 0.9, 0.99, 1]), st.floats(0, 1))
 
 
-def draw_kernels(sizes, rng):
-    """Random kernels of a network with layers of these sizes, input first."""
-    return [rng.normal(size=shape).astype(np.float32) for shape in zip(sizes, sizes[1:])]
-
-
-def prune(kernels, method, sparsity, rng):
-    """Prune all kernels but the output's."""
+def pruned_kernels(kernels, method, sparsity, rng):
+    """Prune all kernels but the output's, without compaction."""
     *hidden, output = kernels
-    return [*(zero_lowest(k, rank_for(method, k, rng), sparsity) for k in hidden), output]
-
-
-def outputs(kernels, images):
-    """Logits without a bias."""
-    return logits(Network(kernels, np.zeros(kernels[-1].shape[1], np.float32)), images).numpy()
+    score, count = METHODS[method]
+    ranks = [rank(score(kernel, rng)) for kernel in hidden]
+    return [*map(zero_lowest, hidden, ranks, count(hidden, ranks, sparsity)), output]
 
 
 def assert_equivalent(kernels, images):
     """Compaction changes no logit by more than float32 rounding, and leaves its input alone."""
     before = [kernel.copy() for kernel in kernels]
-    whole, small = outputs(kernels, images), outputs(compact(kernels), images)
-    np.testing.assert_allclose(small, whole, rtol=1e-4, atol=1e-5 * (1 + np.abs(whole).max()))
+    whole, small = (unbiased_logits(ks, tf.constant(images)) for ks in (kernels, compact(kernels)))
+    largest = np.abs(whole).max()
+    np.testing.assert_allclose(small, whole, rtol=1e-4, atol=1e-5 * (1 + largest))
     for kernel, copy in zip(kernels, before):
         np.testing.assert_array_equal(kernel, copy)
+
+
+# ------------------------------------------------------------------------------------ compaction
 
 
 def test_a_unit_without_inputs_or_without_outputs_is_deleted():
@@ -69,27 +71,24 @@ def test_inputs_and_outputs_stay_even_if_unused():
     assert [kernel.shape for kernel in kernels] == [(2, 2), (2, 2)]
 
 
-def test_a_layer_can_lose_all_its_units():
-    kernels = [
-        np.zeros((3, 4), np.float32),
-        np.ones((4, 5), np.float32),
-        np.ones((5, 2), np.float32),
-    ]
-    small = compact(kernels)
-    assert [kernel.shape for kernel in small] == [(3, 0), (0, 0), (0, 2)]
-    np.testing.assert_array_equal(outputs(small, np.ones((6, 3), np.float32)), np.zeros((6, 2)))
+def test_a_layer_that_loses_all_its_units_gets_one_of_zeros():
+    small = compact([np.zeros((3, 4)), np.ones((4, 5)), np.ones((5, 2))])
+    assert [kernel.shape for kernel in small] == [(3, 1), (1, 1), (1, 2)]
+    assert not any(kernel.any() for kernel in small)
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(sizes=SIZES, sparsity=SPARSITIES, seed=st.integers(0, 99))
 def test_a_compacted_network_computes_the_same(method, sizes, sparsity, seed):
+    if len(sizes) == 2 and method in ("matched_weight", "global_weight"):
+        return  # there is no hidden layer
     rng = np.random.default_rng(seed)
-    kernels = prune(draw_kernels(sizes, rng), method, sparsity, rng)
+    kernels = pruned_kernels(draw_kernels(sizes, rng), method, sparsity, rng)
     assert_equivalent(kernels, rng.normal(size=(7, sizes[0])).astype(np.float32))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(sizes=SIZES, seed=st.integers(0, 99))
 def test_also_where_training_left_units_dead(sizes, seed):
     rng = np.random.default_rng(seed)
@@ -106,75 +105,147 @@ def test_also_where_training_left_units_dead(sizes, seed):
 @given(sizes=SIZES, sparsity=SPARSITIES, seed=st.integers(0, 99))
 def test_nothing_is_left_to_delete(sizes, sparsity, seed):
     rng = np.random.default_rng(seed)
-    small = compact(prune(draw_kernels(sizes, rng), "random_weight", sparsity, rng))
+    small = compact(pruned_kernels(draw_kernels(sizes, rng), "random_weight", sparsity, rng))
     assert [kernel.shape for kernel in compact(small)] == [kernel.shape for kernel in small]
 
 
-def test_hidden_biases_are_refused():
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(2)])
-    with pytest.raises(
-        ValueError, match=r"no hidden biases, .* shapes \[\(3, 4\), \(4,\), \(4, 2\)"
-    ):
-        compact(model.get_weights())
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([], r"not \[\]"),
+        ([(3, 4), (4,), (4, 2), (2,)], r"not \[\(3, 4\), \(4,\).* hidden biases cannot be"),
+        ([(3, 4), (4, 2), (2,)], "leave out the output bias"),
+        ([(3, 4), (5, 2)], r"of consecutive layers, not \[\(3, 4\), \(5, 2\)\]"),
+    ],
+    ids=["nothing", "hidden-biases", "output-bias", "broken-chain"],
+)
+def test_what_cannot_be_compacted_is_refused(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        compact([np.ones(shape) for shape in shapes])
 
 
-def test_kernels_that_do_not_chain_are_refused():
-    with pytest.raises(ValueError, match=r"that chain, .* shapes \[\(3, 4\), \(5, 2\)\]"):
-        compact([np.ones((3, 4)), np.ones((5, 2))])
+# ----------------------------------------------------------------------------------- measurement
+
+
+def measured(kernels, dense_weights, images, labels, bias=None):
+    """Measure a network on a few images."""
+    bias = np.zeros(kernels[-1].shape[1], np.float32) if bias is None else bias
+    data = recipe(test_images=tf.constant(images), test_labels=np.array(labels))
+    return measure(Network(kernels, bias), dense_weights, data)
 
 
 @pytest.mark.parametrize(("sparsity", "share"), [(0, 1), (0.5, 0.332), (0.8, 0.093), (0.9, 0.040)])
 def test_of_a_neuron_pruned_network_fewer_weights_are_live_than_kept(sparsity, share):
     rng = np.random.default_rng(0)
     network = Network(draw_kernels([784, *HIDDEN_UNITS, 10], rng), np.zeros(10, np.float32))
+    [(_, achieved, small)] = prune(network, "neuron", [sparsity], rng)
     images = rng.random((2, 784), dtype=np.float32)
-    *pruned, _ = prune(network.kernels, "neuron", sparsity, rng)
-    measured = measure(network, pruned, on_device(network), images, np.array([0, 1]))
-    assert round(measured["live_fraction"], 3) == round(measured["stored_fraction"], 3) == share
-    assert measured["achieved_sparsity"] == sparsity
+    row = measured(small.kernels, sum(k.size for k in network.kernels[:-1]), images, [0, 1])
+    assert round(row["live_fraction"], 3) == round(row["stored_fraction"], 3) == share
+    assert achieved == sparsity
 
 
 def test_live_and_stored_weights_of_a_hand_worked_network():
     first = np.array([[1, 0, 2], [0, 0, 3]], np.float32)
-    second = np.array([[1, 0], [4, 0], [5, 0]], np.float32)  # the third unit of the middle
-    network = Network([first, second, np.ones((2, 2), np.float32)], np.zeros(2, np.float32))
-    images = np.ones((1, 2), np.float32)
-    measured = measure(network, [first, second], on_device(network), images, np.array([0]))
+    second = np.array([[1, 0], [4, 0], [5, 0]], np.float32)
+    kernels = compact([first, second, np.ones((2, 2), np.float32)])
+    row = measured(kernels, 12, np.ones((1, 2), np.float32), [0])
     # unit 1 of the first layer and unit 1 of the second have no inputs: of the 12 hidden weights
     # a 2 x 2 and a 2 x 1 kernel are stored, one of whose weights is 0
-    assert measured["stored_fraction"] == 0.5
-    assert measured["live_fraction"] == pytest.approx(5 / 12, abs=1e-6)
-    assert measured["speedup"] > 0
+    assert row["stored_fraction"] == 0.5 and row["layer_sizes"] == "2-2-1-2"
+    assert row["live_fraction"] == pytest.approx(5 / 12, abs=1e-6)
 
 
-def test_saved_models_load_in_keras_alone_and_are_as_accurate_as_stated(run_main, tmp_path):
-    levels = ("--sparsities", 0.5, 0.8, 1)
+def test_accuracy_with_and_without_the_output_bias_of_a_hand_worked_network():
+    kernels = [np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)]
+    images = np.array([[2, 1], [1, 2], [3, 1], [1, 9]], np.float32)
+    row = measured(kernels, 4, images, [0, 1, 0, 1], bias=np.array([0, 5], np.float32))
+    # the bias of the second class outweighs the images 0 and 2
+    assert row["test_accuracy"] == 0.5 and row["unbiased_accuracy"] == 1
+
+
+def test_the_bias_decides_alone_when_every_hidden_weight_is_pruned():
+    kernels = compact([np.zeros((2, 3), np.float32), np.ones((3, 2), np.float32)])
+    row = measured(kernels, 6, np.ones((4, 2), np.float32), [0, 1, 1, 1], np.array([0, 1], "f4"))
+    assert row["live_fraction"] == 0
+    assert row["test_accuracy"] == 0.75 and row["unbiased_accuracy"] == 0.25  # ties: first class
+
+
+def test_a_speedup_above_1_means_faster_than_dense_and_equal_sizes_share_it(monkeypatch):
+    rng = np.random.default_rng(0)
+    dense = Network(draw_kernels([6, 40, 10], rng), np.zeros(10, np.float32))
+    networks = [(DENSE, dense)]
+    for method in ("neuron", "random_neuron"):
+        for sparsity, achieved, small in prune(dense, method, [0.5, 0.9], rng):
+            variant = DENSE._replace(method=method, sparsity=sparsity, achieved_sparsity=achieved)
+            networks.append((variant, small))
+    data = recipe(test_images=tf.zeros((5, 6)), test_labels=np.zeros(5, np.int64))
+    seconds = {"6-40-10": 8.0, "6-20-10": 4.0, "6-4-10": 1.0}
+    monkeypatch.setattr(
+        network_pruning, "time_networks", lambda of_sizes, _: {s: seconds[s] for s in of_sizes}
+    )
+    rows = measure_networks(networks, data, lambda *_: None)
+    assert [row["speedup"] for row in rows] == [1, 2, 8, 2, 8]
+
+
+def test_networks_are_timed_in_rounds_and_the_best_of_each_counts(monkeypatch):
+    clock, calls = [0.0], []
+    paces = iter([5.0, 1.0, 9.0, 2.0, 3.0, 4.0])
+
+    def logits(kernels, images):
+        calls.append(kernels[0].shape[1])
+        clock[0] += next(paces)
+
+    monkeypatch.setattr(network_pruning, "compiled", lambda function: logits)
+    monkeypatch.setattr(network_pruning.time, "perf_counter", lambda: clock[0])
+    networks = {
+        name: Network([np.zeros((2, units), np.float32)], None)
+        for name, units in {"wide": 4, "narrow": 1}.items()
+    }
+    seconds = network_pruning.time_networks(networks, None)
+    assert calls == [4, 1] * 3
+    assert seconds == {"wide": 3, "narrow": 1}
+
+
+# ----------------------------------------------------------------------------------- saved files
+
+
+@pytest.mark.parametrize("retrain_epochs", [0, 3])
+def test_saved_models_are_evaluated_by_keras_alone_as_the_csv_says(
+    run_main, tmp_path, retrain_epochs
+):
+    levels = ("--sparsities", 0.5, 1, "--methods", "neuron")
     short = ("--datasets", "digits", "--epochs", 5, "--hidden-units", 60, 30, "--runs", 2)
-    assert run_main(*short, *levels, "--save-models", "--output-dir", "saved").returncode == 0
-    from network_pruning import load_datasets
-
-    [digits] = load_datasets(["digits"], None)
+    arguments = (*short, *levels, "--retrain-epochs", retrain_epochs, "--save-models")
+    assert run_main(*arguments, "--output-dir", "saved").returncode == 0
+    digits = load_dataset("digits", None)
     images = digits.test_images.reshape(360, 64) / 16
     stated = {
-        f"digits-neuron-{row['sparsity']:g}": row["test_accuracy"]
-        for row in read_csv(tmp_path / "saved" / "digits.csv")
-        if row["run"] == 0 and row["method"] == "neuron"
+        "neuron-" + str(row["sparsity"]) if row["sparsity"] else "dense": row
+        for row in read_rows(tmp_path / "saved" / "digits.csv")
+        if row["run"] == 0 and row["retrain_epochs"] == (retrain_epochs if row["sparsity"] else 0)
     }
-    files = sorted(path.stem for path in (tmp_path / "saved").glob("*.keras"))
-    assert files == ["digits-dense", *sorted(stated)]
-    for name, accuracy in stated.items():
-        model = keras.models.load_model(tmp_path / "saved" / f"{name}.keras")
-        predicted = model.predict(images, verbose=0).argmax(axis=1)
-        assert np.mean(predicted == digits.test_labels) == pytest.approx(accuracy, abs=1e-6)
-    assert model.count_params() == 64 + 1 + 10 + 10  # a unit of zeros for each layer, the bias
+    files = {path.stem for path in (tmp_path / "saved").glob("*.keras")}
+    assert files == {f"digits-{name}" for name in stated}
+    for name, row in stated.items():
+        model = keras.models.load_model(tmp_path / "saved" / f"digits-{name}.keras")
+        loss, accuracy = model.evaluate(images, digits.test_labels, verbose=0)
+        assert accuracy == pytest.approx(row["test_accuracy"], abs=1e-6)
+        assert loss == pytest.approx(row["test_loss"], rel=1e-4)
     half = keras.models.load_model(tmp_path / "saved" / "digits-neuron-0.5.keras")
     assert [layer.units for layer in half.layers] == [30, 15, 10]
 
 
-def test_a_saved_dense_network_is_the_network(tmp_path):
+def test_a_keras_model_is_the_network(tmp_path):
     rng = np.random.default_rng(0)
     network = Network(draw_kernels([6, 5, 4, 10], rng), rng.normal(size=10).astype(np.float32))
-    [path, *_] = save_models(tmp_path, "toy", network, [])
-    images = rng.random((7, 6), dtype=np.float32)
-    loaded = keras.models.load_model(path)(images)
-    np.testing.assert_allclose(loaded, logits(network, images), rtol=1e-5, atol=1e-5)
+    images = tf.constant(rng.random((7, 6), dtype=np.float32))
+    expected = unbiased_logits(network.kernels, images) + network.bias
+    np.testing.assert_allclose(keras_model(network)(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pixels_are_scaled_to_1_on_the_device():
+    data = on_device(load_dataset("digits", None), "bfloat16")
+    assert data.train_images.shape == (1437, 64) and data.test_images.shape == (360, 64)
+    assert data.train_images.dtype == tf.bfloat16 and data.test_images.dtype == tf.float32
+    assert np.max(data.test_images) == 1 and np.min(data.test_images) == 0

@@ -1,13 +1,27 @@
 """The pruning rules, on matrices small enough to check by hand and as properties."""
 
-import keras
 import numpy as np
 import pytest
+from conftest import draw_kernels
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from network_pruning import METHODS, prune_neurons, prune_weights, rank_for, zero_lowest
+from network_pruning import (
+    METHODS,
+    Network,
+    as_neurons,
+    layer_by_layer,
+    magnitudes,
+    prune,
+    prune_neurons,
+    prune_weights,
+    rank,
+    together,
+    zero_lowest,
+)
+
+LAYER_BY_LAYER = ("weight", "neuron", "random_weight", "random_neuron")
 
 KERNEL = np.array(
     [
@@ -120,21 +134,31 @@ def test_sparsity_0_changes_nothing_and_1_removes_everything(prune, kernel):
     assert not prune(kernel, 1).any()
 
 
-@pytest.mark.parametrize("method", METHODS)
-@given(kernel=KERNELS, levels=st.lists(SPARSITIES, min_size=2, max_size=2), seed=st.integers(0, 9))
-def test_a_higher_sparsity_removes_a_superset(method, kernel, levels, seed):
+def ranks_of(method, kernel, seed=0):
+    """Ranks of what a method removes from a kernel."""
+    return rank(METHODS[method].score(kernel, np.random.default_rng(seed)))
+
+
+def removed_by(method, kernel, sparsity):
+    """Where a method that treats each layer alike removes weights from a kernel without zeros."""
+    ranks = ranks_of(method, kernel)
+    [count] = layer_by_layer([kernel], [ranks], sparsity)
+    return zero_lowest(kernel, ranks, count) == 0
+
+
+@pytest.mark.parametrize("method", LAYER_BY_LAYER)
+@given(kernel=KERNELS, levels=st.lists(SPARSITIES, min_size=2, max_size=2))
+def test_a_higher_sparsity_removes_a_superset(method, kernel, levels):
     kernel = np.where(kernel == 0, np.float32(1), kernel)  # so that a zero is a removed weight
-    ranks = rank_for(method, kernel, np.random.default_rng(seed))
-    lower, higher = (zero_lowest(kernel, ranks, level) == 0 for level in sorted(levels))
+    lower, higher = (removed_by(method, kernel, level) for level in sorted(levels))
     assert not (lower & ~higher).any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LAYER_BY_LAYER)
 @given(kernel=KERNELS, sparsity=SPARSITIES)
-def test_a_control_removes_as_many_as_the_method_it_controls(method, kernel, sparsity):
+def test_a_random_baseline_removes_as_many_as_its_method(method, kernel, sparsity):
     kernel = np.where(kernel == 0, np.float32(1), kernel)
-    ranks = rank_for(method, kernel, np.random.default_rng(0))
-    gone = zero_lowest(kernel, ranks, sparsity) == 0
+    gone = removed_by(method, kernel, sparsity)
     units = kernel.shape[-1]
     if method.endswith("neuron"):
         columns = gone.reshape(-1, units)
@@ -144,16 +168,72 @@ def test_a_control_removes_as_many_as_the_method_it_controls(method, kernel, spa
         assert gone.sum() == round(sparsity * kernel.size)
 
 
-def test_the_controls_do_not_look_at_the_weights():
+def test_the_random_baselines_do_not_look_at_the_weights():
     small_first = np.arange(1, 1001, dtype=np.float32).reshape(1, 1000)
     for method in ("random_weight", "random_neuron"):
-        ranks = rank_for(method, small_first, np.random.default_rng(0))
-        removed = small_first[zero_lowest(small_first, ranks, 0.5) == 0]
+        removed = small_first[removed_by(method, small_first, 0.5)]
         assert 450 < removed.mean() < 550  # the smallest half would average 250
 
 
+# ----------------------------------------------------------------------- sparsity across layers
+
+FIRST = np.array([[1.0, -9.0], [2.0, 8.0]])
+SECOND = np.array([[3.0, -4.0, 0.5], [7.0, 6.0, 5.0]])
+
+
+def test_global_pruning_removes_the_smallest_weights_of_all_layers():
+    ranks = [rank(magnitudes(kernel)) for kernel in (FIRST, SECOND)]
+    counts = together([FIRST, SECOND], ranks, 0.5)  # of 10: 0.5, 1, 2, 3 and 4
+    assert list(counts) == [2, 3]
+    pruned = [zero_lowest(*layer) for layer in zip((FIRST, SECOND), ranks, counts)]
+    np.testing.assert_array_equal(pruned[0], [[0, -9], [0, 8]])
+    np.testing.assert_array_equal(pruned[1], [[0, 0, 0], [7, 6, 5]])
+
+
+def test_global_pruning_can_empty_a_layer_and_breaks_ties_in_order():
+    kernels = [np.ones((2, 2)), np.full((2, 3), 5.0)]
+    for sparsity, counts in ((0, [0, 0]), (0.1, [1, 0]), (0.4, [4, 0]), (0.7, [4, 3]), (1, [4, 6])):
+        assert list(together(kernels, None, sparsity)) == counts
+
+
+@given(seed=st.integers(0, 99), sparsity=SPARSITIES)
+def test_global_pruning_is_a_threshold_over_all_layers(seed, sparsity):
+    """The rule of torch's `global_unstructured`: the round(s n) smallest of all n weights go."""
+    kernels = draw_kernels([5, 7, 4], np.random.default_rng(seed))
+    counts = together(kernels, None, sparsity)
+    every = np.sort(np.concatenate([np.abs(kernel).ravel() for kernel in kernels]))
+    assert sum(counts) == round(sparsity * every.size)
+    for kernel, count in zip(kernels, counts):
+        assert count == np.isin(np.abs(kernel), every[: sum(counts)]).sum()
+
+
+@given(
+    sizes=st.lists(st.integers(2, 12), min_size=3, max_size=5),
+    sparsity=SPARSITIES,
+    seed=st.integers(0, 99),
+)
+def test_matched_pruning_keeps_what_neuron_pruning_leaves_live_layer_by_layer(
+    sizes, sparsity, seed
+):
+    rng = np.random.default_rng(seed)
+    network = Network(draw_kernels(sizes, rng), np.zeros(sizes[-1], np.float32))
+    *hidden, output = network.kernels
+    [(_, _, small)] = prune(network, "neuron", [sparsity], rng)
+    live = [np.count_nonzero(kernel) for kernel in small.kernels[:-1]]
+    ranks = [rank(magnitudes(kernel)) for kernel in hidden]
+    counts = as_neurons(hidden, ranks, sparsity)
+    assert [kernel.size - count for kernel, count in zip(hidden, counts)] == live
+    for kernel, layer, count in zip(hidden, ranks, counts):
+        pruned = zero_lowest(kernel, layer, count)
+        gone = np.abs(kernel[pruned == 0])
+        assert np.abs(pruned[pruned != 0]).min(initial=np.inf) >= gone.max(initial=0)
+
+
+# ------------------------------------------------------------------------------------- bad input
+
+
 @pytest.mark.parametrize("prune", [prune_weights, prune_neurons])
-@pytest.mark.parametrize("sparsity", [-0.1, 1.0001, float("nan"), float("inf")])
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0001, float("nan"), float("inf"), "0.5", None, 0.5j])
 def test_a_sparsity_that_is_no_fraction_is_refused(prune, sparsity):
     with pytest.raises(ValueError, match=r"sparsity is a fraction in \[0, 1\], not"):
         prune(KERNEL, sparsity)
@@ -163,26 +243,12 @@ def test_a_sparsity_that_is_no_fraction_is_refused(prune, sparsity):
 def test_what_is_no_kernel_is_refused(prune):
     with pytest.raises(ValueError, match=r"\[fan_in, units\], not \[3\]"):
         prune(np.ones(3), 0.5)
-    with pytest.raises(ValueError, match="not finite"):
-        prune(np.array([[1.0, np.nan]]), 0.5)
+    for weights in ([[1.0, np.nan]], [[1j]], [["a"]], [[None]]):
+        with pytest.raises(ValueError, match="finite real weights"):
+            prune(np.array(weights), 0.5)
 
 
-@pytest.mark.parametrize("prune", [prune_weights, prune_neurons])
-def test_kernels_of_a_keras_model_can_be_pruned(prune):
-    """The use that the README shows, on a model with biases and a convolution."""
-    model = keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            keras.layers.Conv2D(6, 3, activation="relu"),
-            keras.layers.Flatten(),
-            keras.layers.Dense(20, activation="relu"),
-            keras.layers.Dense(10),
-        ]
-    )
-    for layer in model.layers[:-1]:
-        if layer.weights:
-            kernel, bias = layer.get_weights()
-            layer.set_weights([prune(kernel, 0.5), bias])
-    sparsities = [np.mean(model.layers[i].get_weights()[0] == 0) for i in (0, 2, 3)]
-    assert sparsities == [0.5, 0.5, 0]
-    assert np.isfinite(model(np.ones((2, 8, 8, 1), np.float32))).all()
+def test_the_magnitude_of_the_least_integer_does_not_overflow():
+    kernel = np.array([[-128, 1, 2, 3]], np.int8)
+    np.testing.assert_array_equal(prune_weights(kernel, 0.5), [[-128, 0, 0, 3]])
+    np.testing.assert_array_equal(prune_neurons(kernel, 0.5), [[-128, 0, 0, 3]])

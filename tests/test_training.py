@@ -1,4 +1,4 @@
-"""The network, its training and its evaluation."""
+"""The network, its training and retraining, and the rows of an experiment."""
 
 import math
 from types import SimpleNamespace
@@ -6,50 +6,75 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import DEVICE, draw_kernels, recipe
+from tensorflow.python.framework import kernels as registered
 
-import network_pruning
 from network_pruning import (
+    DENSE,
+    METHODS,
     Network,
     UserError,
-    compiled_training,
-    cross_entropy,
+    compact,
+    compiled,
     evaluate,
-    initial_parameters,
-    logits,
-    sweep,
+    generate_networks,
+    initial_network,
+    layer_sizes,
+    measure_networks,
+    prune,
+    rank,
     train,
+    train_batches,
+    trainable,
+    unbiased_logits,
+    zero_lowest,
 )
 
-RECIPE = SimpleNamespace(hidden_units=(16, 8), epochs=2, batch_size=32, learning_rate=0.01)
+SIZES = [6, 16, 8, 6]
 
 
 def toy_data(images=100, pixels=6):
-    """Images whose label is their brightest pixel."""
-    rng = np.random.default_rng(0)
-    drawn = rng.random((images, pixels), dtype=np.float32)
-    return tf.constant(drawn), tf.constant(drawn.argmax(axis=1))
-
-
-def train_toy(seed=0, **changes):
-    """Train on the toy data by the recipe with changes."""
-    return train(
-        *toy_data(), SimpleNamespace(**vars(RECIPE) | changes), np.random.default_rng(seed)
+    """Images whose label is their brightest pixel; the test set is the training set."""
+    drawn = np.random.default_rng(0).random((images, pixels), dtype=np.float32)
+    labels = drawn.argmax(axis=1)
+    return SimpleNamespace(
+        train_images=tf.constant(drawn),
+        train_labels=tf.constant(labels),
+        test_images=tf.constant(drawn),
+        test_labels=labels,
     )
+
+
+def train_toy(
+    network=None, epochs=2, seed=0, precision="float32", report=lambda *_: None, **changes
+):
+    """Train on the toy data by the recipe with changes."""
+    data, rng = toy_data(), np.random.default_rng(seed)
+    network = network or initial_network(SIZES, rng)
+    images = tf.cast(data.train_images, precision)
+    return train(network, images, data.train_labels, epochs, recipe(**changes), rng, report)
+
+
+def accuracy_and_loss(network):
+    """Accuracy and loss on the toy data."""
+    data = toy_data()
+    logits = unbiased_logits(network.kernels, data.test_images) + network.bias
+    return evaluate(logits.numpy(), data.test_labels)
+
+
+# ---------------------------------------------------------------------------- network, evaluation
 
 
 def test_logits_are_those_of_a_hand_worked_network():
-    network = Network(
-        [np.array([[1.0, -1.0]]), np.array([[2.0, 0.0], [5.0, 1.0]])], np.array([0.5, 0.25])
-    )
-    # 3 -> hidden (3, 0) -> (6, 0) and the bias; -2 -> hidden (0, 2) -> (10, 2) and the bias
-    np.testing.assert_array_equal(
-        logits(network, np.array([[3.0], [-2.0]])), [[6.5, 0.25], [10.5, 2.25]]
-    )
+    kernels = [np.array([[1.0, -1.0]]), np.array([[2.0, 0.0], [5.0, 1.0]])]
+    # 3 -> hidden (3, 0) -> (6, 0); -2 -> hidden (0, 2) -> (10, 2)
+    logits = unbiased_logits(kernels, tf.constant([[3.0], [-2.0]], tf.float64))
+    np.testing.assert_array_equal(logits, [[6, 0], [10, 2]])
 
 
 def test_accuracy_and_loss_of_hand_worked_logits():
-    outputs = np.array([[math.log(3), 0.0], [0.0, math.log(4)], [0.0, 0.0], [0.0, 0.0]])
-    accuracy, loss = evaluate(outputs, np.array([0, 0, 0, 1]))
+    logits = np.array([[math.log(3), 0.0], [0.0, math.log(4)], [0.0, 0.0], [0.0, 0.0]])
+    accuracy, loss = evaluate(logits, np.array([0, 0, 0, 1]))
     assert accuracy == 0.5  # right, wrong, right (a tie goes to the first class), wrong
     assert loss == pytest.approx((math.log(4 / 3) + math.log(5) + 2 * math.log(2)) / 4)
 
@@ -58,58 +83,16 @@ def test_the_loss_of_large_logits_does_not_overflow():
     assert evaluate(1000 * np.eye(2, dtype=np.float32), np.array([0, 0])) == (0.5, 500)
 
 
-@pytest.mark.parametrize("gpus", [[], ["GPU"]])
-def test_losses_and_gradients_are_the_same_on_every_device(monkeypatch, gpus):
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: gpus)
-    outputs = np.zeros((3, 10), np.float32)
-    outputs[0, 0], outputs[1] = math.log(3), np.linspace(-200, 200, 10)  # 3 : 1 : ... : 1
-    losses, gradients = cross_entropy(outputs, np.array([0, 0, 4]))
-    np.testing.assert_allclose(losses, [math.log(4), 400, math.log(10)], rtol=1e-6)
-    expected = np.zeros((3, 10))
-    expected[0], expected[2] = 1 / 12, 0.1
-    expected[0, 0], expected[1, 0], expected[1, 9], expected[2, 4] = -0.75, -1, 1, -0.9
-    np.testing.assert_allclose(gradients, expected, atol=1e-6)
+def test_initial_weights_are_glorot_uniform_and_the_bias_is_0():
+    network = initial_network([300, 100, 10], np.random.default_rng(0))
+    limit = math.sqrt(6 / 400)
+    first = network.kernels[0]
+    assert first.dtype == np.float32 and np.abs(first).max() <= limit
+    assert first.std() == pytest.approx(limit / math.sqrt(3), rel=0.02)
+    assert layer_sizes(network.kernels) == [300, 100, 10] and not network.bias.any()
 
 
-def evaluate_on(images, network, labels):
-    """Accuracy and loss of a network."""
-    return evaluate(logits(network, images).numpy(), labels.numpy())
-
-
-def calls_of_training(monkeypatch, images, batch_size, epochs, images_per_second=1e9):
-    """Train with a loop that only takes its time; return each call's order, batches and steps."""
-    clock, calls = [0.0], []
-
-    def train_batches(parameters, pixels, labels, order, batches, earlier, *settings):
-        calls.append((order.numpy(), *batches.numpy(), earlier.numpy()))
-        clock[0] += (calls[-1][2] - calls[-1][1]) * batch_size / images_per_second
-        return 1.0
-
-    monkeypatch.setattr(network_pruning, "compiled_training", lambda: train_batches)
-    monkeypatch.setattr(network_pruning.time, "perf_counter", lambda: clock[0])
-    recipe = SimpleNamespace(**vars(RECIPE) | dict(epochs=epochs, batch_size=batch_size))
-    train(*toy_data(images), recipe, np.random.default_rng(0))
-    return calls
-
-
-@pytest.mark.parametrize("images", [1, 31, 32, 33, 1000])
-def test_an_epoch_is_a_permutation_in_whole_batches(monkeypatch, images):
-    calls = calls_of_training(monkeypatch, images, 32, 3)
-    batches = math.ceil(images / 32)
-    for epoch in range(3):
-        orders, firsts, lasts, earlier = zip(*(c for c in calls if c[3] == epoch * batches))
-        assert [n for span in zip(firsts, lasts) for n in range(*span)] == list(range(batches))
-        assert sorted(orders[0]) == list(range(images))
-        assert all(order is orders[0] or (order == orders[0]).all() for order in orders)
-    if images == 1000:
-        assert (calls[0][0] != calls[-1][0]).any()
-
-
-def test_a_call_takes_about_as_long_as_it_should(monkeypatch):
-    calls = calls_of_training(monkeypatch, 60000, 100, 2, images_per_second=40000)
-    # half a second's worth, 20,000 images, once the pace is known
-    sizes = [last - first for _, first, last, _ in calls]
-    assert sizes == [8, 200, 200, 192, 200, 200, 200]
+# -------------------------------------------------------------------------------------- training
 
 
 def reference_training(network, images, labels, batches, rate):
@@ -119,12 +102,12 @@ def reference_training(network, images, labels, batches, rate):
     for step, batch in enumerate(batches, 1):
         variables = [tf.Variable(value) for value in values]
         with tf.GradientTape() as tape:
-            outputs = logits(
-                Network(variables[:-1], variables[-1]), tf.cast(images, tf.float64).numpy()[batch]
-            )
+            activations = tf.constant(images[batch], tf.float64)
+            for kernel in variables[:-2]:
+                activations = tf.nn.relu(activations @ kernel)
             loss = tf.reduce_mean(
                 tf.keras.losses.sparse_categorical_crossentropy(
-                    labels.numpy()[batch], outputs, from_logits=True
+                    labels[batch], activations @ variables[-2] + variables[-1], from_logits=True
                 )
             )
         for i, gradient in enumerate(g.numpy() for g in tape.gradient(loss, variables)):
@@ -135,61 +118,63 @@ def reference_training(network, images, labels, batches, rate):
     return values
 
 
-def test_training_is_adam_on_the_mean_loss_of_each_batch():
+def test_training_is_adam_on_the_mean_loss_of_batches_of_a_permutation(monkeypatch):
+    monkeypatch.setattr("network_pruning.BATCHES_PER_CALL", 3)  # an epoch has 4: two calls
     rng = np.random.default_rng(3)
-    images, labels = toy_data()
-    draw = [rng.normal(size=shape).astype(np.float32) for shape in ((6, 5), (5, 10), (10,))]
-    orders = rng.permutation(100), rng.permutation(100)  # two epochs of four batches
-    batches = [order[start : start + 32] for order in orders for start in range(0, 100, 32)]
-    expected = reference_training(Network(draw[:-1], draw[-1]), images, labels, batches, 0.01)
-    parameters = initial_parameters([6, 5, 10], rng)
-    for (variable, *_), value in zip(parameters, draw):
-        variable.assign(value)
-    settings = tf.constant(32), tf.constant(0.01)
-    for epoch, first, last in ((0, 0, 1), (0, 1, 4), (1, 0, 4)):
-        place = tf.constant(orders[epoch]), tf.constant([first, last]), tf.constant(4 * epoch)
-        compiled_training()(parameters, images, labels, *place, *settings)
-    for (variable, *_), value in zip(parameters, expected):
-        np.testing.assert_allclose(variable.numpy(), value, rtol=1e-3, atol=1e-5)
-
-
-def test_the_network_has_the_asked_for_layers():
-    network = train_toy(hidden_units=(16, 8, 4))
-    assert [kernel.shape for kernel in network.kernels] == [(6, 16), (16, 8), (8, 4), (4, 10)]
-    assert network.bias.shape == (10,)
+    network = Network(draw_kernels([6, 5, 10], rng), rng.normal(size=10).astype(np.float32))
+    data = toy_data()
+    orders = np.random.default_rng(7)
+    batches = [
+        order[start : start + 32]
+        for order in (orders.permutation(100), orders.permutation(100))
+        for start in range(0, 100, 32)
+    ]
+    expected = reference_training(
+        network, data.train_images.numpy(), data.test_labels, batches, rate=0.01
+    )
+    trained = train(
+        network, data.train_images, data.train_labels, 2, recipe(), np.random.default_rng(7)
+    )
+    for values, reference in zip((*trained.kernels, trained.bias), expected):
+        np.testing.assert_allclose(values, reference, rtol=1e-3, atol=1e-5)
 
 
 def test_training_learns():
-    images, labels = toy_data()
-    network = train_toy(epochs=100, hidden_units=(64, 32))
-    assert evaluate_on(images, network, labels)[0] > 0.9
+    assert accuracy_and_loss(train_toy(epochs=100))[0] > 0.9
+
+
+@pytest.mark.parametrize("batch_size", [1, 33, 100, 1000])
+def test_every_image_counts_once_an_epoch_whatever_the_batch_size(batch_size):
+    seen = []
+    train_toy(
+        epochs=3, batch_size=batch_size, report=lambda stage, work: seen.append((stage, work))
+    )
+    weights = 6 * 16 + 16 * 8 + 8 * 6
+    for epoch in (1, 2, 3):
+        works = [work for stage, work in seen if stage == f"epoch {epoch}/3"]
+        assert sum(works) == 3 * 100 * weights
 
 
 def test_bfloat16_products_train_nearly_the_same_float32_network():
-    images, labels = toy_data()
-    recipe = SimpleNamespace(**vars(RECIPE) | {"epochs": 100, "hidden_units": (64, 32)})
-    whole, half = (
-        train(tf.cast(images, kind), labels, recipe, np.random.default_rng(0))
-        for kind in ("float32", "bfloat16")
-    )
+    whole, half = (train_toy(epochs=100, precision=kind) for kind in ("float32", "bfloat16"))
     assert all(kernel.dtype == np.float32 for kernel in (*half.kernels, half.bias))
     assert any((a != b).any() for a, b in zip(whole.kernels, half.kernels))
-    accuracy, loss = evaluate_on(images, half, labels)
-    assert accuracy > 0.9 and loss == pytest.approx(evaluate_on(images, whole, labels)[1], abs=0.1)
+    accuracy, loss = accuracy_and_loss(half)
+    assert accuracy > 0.9 and loss == pytest.approx(accuracy_and_loss(whole)[1], abs=0.1)
 
 
 def test_a_seed_gives_the_same_network_each_time_and_another_seed_another():
-    first, again, other = train_toy(0), train_toy(0), train_toy(1)
+    first, again, other = train_toy(seed=0), train_toy(seed=0), train_toy(seed=1)
     for a, b, c in zip(first.kernels, again.kernels, other.kernels):
         np.testing.assert_array_equal(a, b)
         assert (a != c).all()
 
 
-def test_the_training_loop_is_traced_once_for_all_runs_epochs_and_settings():
+def test_training_is_traced_once_for_all_runs_epochs_and_settings():
     train_toy()
-    traces = compiled_training().experimental_get_tracing_count()
+    traces = compiled(train_batches).experimental_get_tracing_count()
     train_toy(seed=1, epochs=3, learning_rate=0.02, batch_size=50)
-    assert compiled_training().experimental_get_tracing_count() == traces
+    assert compiled(train_batches).experimental_get_tracing_count() == traces
 
 
 def test_a_training_that_diverges_stops_and_says_in_which_epoch():
@@ -199,21 +184,174 @@ def test_a_training_that_diverges_stops_and_says_in_which_epoch():
         train_toy(learning_rate=1e30, epochs=9)
 
 
-def test_a_sweep_measures_every_method_and_level_and_leaves_the_network_alone():
-    network, (images, labels) = train_toy(epochs=60), toy_data()
+def test_a_loss_far_above_chance_is_a_failure_too():
+    with pytest.raises(
+        UserError, match=r"failed in epoch \d: the loss is [1-9]\d*\.?\d*(e\+\d+)?;"
+    ):
+        train_toy(learning_rate=100.0, epochs=9)
+
+
+# ------------------------------------------------------------------------------------ retraining
+
+
+def test_weights_of_0_stay_0_to_the_bit_and_the_others_are_trained():
+    dense = train_toy()
+    *hidden, output = dense.kernels
+    pruned = [zero_lowest(k, rank(np.abs(k)), round(0.7 * k.size)) for k in hidden]
+    again = train_toy(Network([*pruned, output], dense.bias), epochs=5)
+    for before, after in zip(pruned, again.kernels):
+        np.testing.assert_array_equal(after[before == 0], 0)
+    assert sum(np.count_nonzero(b != a) for b, a in zip(pruned, again.kernels)) > 30
+    assert (
+        accuracy_and_loss(again)[1] < accuracy_and_loss(Network([*pruned, output], dense.bias))[1]
+    )
+
+
+@pytest.mark.parametrize("method", ["neuron", "weight"])
+def test_retraining_compacted_is_retraining_masked(method):
+    rng = np.random.default_rng(0)
+    dense = train_toy(initial_network([6, 32, 32, 6], rng))
+    *hidden, output = dense.kernels
+    score, count = METHODS[method]
+    ranks = [rank(score(kernel, rng)) for kernel in hidden]
+    pruned = map(zero_lowest, hidden, ranks, count(hidden, ranks, 0.9))
+    masked = Network([*pruned, output], dense.bias)
+    # an output weight whose unit is gone is masked in the twin, as compaction deletes it
+    masked.kernels[-1][~masked.kernels[-2].any(axis=0)] = 0
+    small = Network(compact(masked.kernels), masked.bias)
+    assert layer_sizes(small.kernels) < layer_sizes(masked.kernels)
+    twins = [train_toy(network, epochs=5) for network in (small, masked)]
+    for a, b in zip(
+        (*twins[0].kernels, twins[0].bias), (*compact(twins[1].kernels), twins[1].bias)
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_without_hidden_weights_is_retrained_to_its_bias():
+    kernels = compact([np.zeros((6, 4), np.float32), np.ones((4, 6), np.float32)])
+    again = train_toy(Network(kernels, np.zeros(6, np.float32)), epochs=20)
+    assert not again.kernels[0].any()
+    shares = np.bincount(toy_data().test_labels) / 100
+    assert again.bias.argmax() == shares.argmax()
+
+
+# -------------------------------------------------------------------------------- the experiment
+
+
+def rows_of(options, report=lambda *_: None):
+    """Rows of one run on the toy data."""
+    return measure_networks(
+        generate_networks(SIZES, toy_data(), options, 0, report), toy_data(), report
+    )
+
+
+def keyed(rows):
+    """Rows without times, by how their networks were made."""
+    return {
+        (row["method"], row["sparsity"], row["retrain_epochs"]): {
+            name: value for name, value in row.items() if name != "speedup"
+        }
+        for row in rows
+    }
+
+
+def test_a_run_measures_every_method_and_sparsity_and_the_dense_network_once():
+    rows = keyed(rows_of(recipe(methods=list(METHODS)[:-1])))
+    expected = {(method, sparsity, 0) for method in list(METHODS)[:-1] for sparsity in (0.5, 1.0)}
+    assert set(rows) == expected | {(None, 0, 0)}
+    assert rows["neuron", 0.5, 0]["layer_sizes"] == "6-8-4-6"
+    for (_, sparsity, _), row in rows.items():
+        if sparsity == 1:
+            assert row["achieved_sparsity"] == 1 and row["live_fraction"] == 0
+    only_bias = {row["test_accuracy"] for key, row in rows.items() if key[1] == 1}
+    assert len(only_bias) == 1
+
+
+def test_retraining_adds_rows_and_changes_none():
+    methods = ["weight", "neuron", "random_weight", "global_weight"]
+    once = keyed(rows_of(recipe(methods=methods)))
+    again = keyed(rows_of(recipe(methods=[*methods, "scratch"], retrain_epochs=3)))
+    assert {key: again[key] for key in once} == once
+    added = set(again) - set(once)
+    assert added == {(method, sparsity, 3) for method, sparsity, _ in once} | {
+        ("scratch", 0.5, 3),
+        ("scratch", 1.0, 3),
+    }
+    assert again["scratch", 0.5, 3]["layer_sizes"] == again["neuron", 0.5, 3]["layer_sizes"]
+    assert again["neuron", 0.5, 3]["test_loss"] < again["neuron", 0.5, 0]["test_loss"]
+
+
+def test_rows_do_not_depend_on_which_other_methods_and_sparsities_are_asked_for():
+    many = keyed(rows_of(recipe(methods=list(METHODS), retrain_epochs=1)))
+    few = recipe(methods=["random_neuron", "scratch"], sparsities=[0.0, 0.5], retrain_epochs=1)
+    for key, row in keyed(rows_of(few)).items():
+        assert many[key] == row
+
+
+def test_runs_of_a_seed_differ():
+    losses = []
+    for run in (0, 1):
+        networks = generate_networks(SIZES, toy_data(), recipe(methods=[]), run, lambda *_: None)
+        losses.append(accuracy_and_loss(dict(networks)[DENSE])[1])
+    assert losses[0] != losses[1]
+
+
+def test_pruning_leaves_the_network_alone():
+    network = train_toy()
     before = [kernel.copy() for kernel in network.kernels]
-    rows = sweep(network, images, labels.numpy(), [0, 0.5, 1], np.random.default_rng(0))
-    assert [(row["method"], row["sparsity"]) for row in rows] == [
-        (method, sparsity)
-        for method in ("weight", "neuron", "random_weight", "random_neuron")
-        for sparsity in (0, 0.5, 1)
-    ]
-    assert [row["achieved_sparsity"] for row in rows] == [0, 0.5, 1] * 4
-    dense, dense_loss = evaluate_on(images, network, labels)
-    assert {row["test_accuracy"] for row in rows if row["sparsity"] == 0} == {dense}
-    assert all(row["test_loss"] == pytest.approx(dense_loss, abs=1e-6) for row in rows[::3])
-    # without hidden weights only the output bias is left, so all images get the same class
-    only_bias = np.mean(labels.numpy() == network.bias.argmax())
-    assert {row["test_accuracy"] for row in rows if row["sparsity"] == 1} == {only_bias}
+    for method in METHODS:
+        list(prune(network, method, [0.5, 1.0], np.random.default_rng(0)))
     for kernel, copy in zip(network.kernels, before):
         np.testing.assert_array_equal(kernel, copy)
+
+
+# ----------------------------------------------------------------------------------------- a GPU
+
+
+def operations(graph):
+    """Every operation of a graph and its functions, each with the types of its arguments."""
+    definition = graph.as_graph_def()
+    for nodes in (definition.node, *(f.node_def for f in definition.library.function)):
+        for node in nodes:
+            yield node.op, {name: value.type for name, value in node.attr.items() if value.type}
+
+
+def has_gpu_kernel(operation, types):
+    """Whether TensorFlow has a kernel for GPUs of an operation on these types."""
+    for kernel in registered.get_registered_kernels_for_op(operation).kernel:
+        fits = all(
+            types[limit.name] in limit.allowed_values.list.type
+            for limit in kernel.constraint
+            if limit.name in types
+        )
+        if fits and kernel.device_type in ("GPU", "DEFAULT"):
+            return True
+    return False
+
+
+@pytest.mark.skipif(not tf.test.is_built_with_cuda(), reason="a TensorFlow without GPU kernels")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_operation_of_training_and_evaluation_has_a_gpu_kernel(precision):
+    network = initial_network(SIZES, np.random.default_rng(0))
+    network.kernels[0][0] = 0  # so that it is masked
+    images, labels = tf.zeros((10, 6), precision), tf.zeros(10, tf.int64)
+    parameters = [trainable(values) for values in (*network.kernels, network.bias)]
+    place = tf.range(10, dtype=tf.int64), tf.constant(0), tf.constant(10)
+    settings = tf.constant(4), tf.constant(0.1)
+    graphs = [
+        compiled(train_batches).get_concrete_function(
+            parameters, tf.Variable(0.0), images, labels, *place, *settings
+        ),
+        compiled(unbiased_logits).get_concrete_function(network.kernels, images),
+    ]
+    used = [operation for graph in graphs for operation in operations(graph.graph)]
+    assert {"ResourceApplyAdam", "MatMul", "LogSoftmax"} <= {operation for operation, _ in used}
+    assert not [operation for operation in used if not has_gpu_kernel(*operation)]
+
+
+@pytest.mark.skipif(not DEVICE.startswith("GPU"), reason="no GPU")
+def test_a_gpu_trains_what_a_cpu_trains():
+    on_gpu = accuracy_and_loss(train_toy(epochs=20))[1]
+    with tf.device("CPU"):
+        on_cpu = accuracy_and_loss(train_toy(epochs=20))[1]
+    assert on_gpu == pytest.approx(on_cpu, rel=1e-2)

@@ -1,0 +1,280 @@
+"""What the table and the figures show, from the CSV alone."""
+
+import csv
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pandas
+import pytest
+from conftest import CLEAN, SCRIPT
+
+import network_pruning
+from network_pruning import (
+    STYLES,
+    draw_analysis,
+    draw_figures,
+    draw_reproduction,
+    set_ticks,
+    table,
+)
+
+METHODS = ("weight", "neuron", "matched_weight", "random_weight")
+LEVELS = (0, 0.5, 0.9, 0.99)
+
+
+def accuracy(method, sparsity, run):
+    """An accuracy of its own for each row, 0.1 more in each run."""
+    return 0.3 + 0.1 * run - 0.2 * sparsity - 0.01 * METHODS.index(method) * (sparsity > 0)
+
+
+def make_rows(runs=3, retrain_epochs=(0,), levels=LEVELS, **changes):
+    """Rows as the script writes them, of a network that is twice as fast at each level."""
+    return [
+        {
+            "dataset": "mnist",
+            "run": run,
+            "seed": 0,
+            "method": method,
+            "sparsity": sparsity,
+            "retrain_epochs": epochs,
+            "achieved_sparsity": sparsity,
+            "test_accuracy": accuracy(method, sparsity, run) + 0.1 * (epochs > 0),
+            "unbiased_accuracy": accuracy(method, sparsity, run) + 0.05,
+            "test_loss": 1.0,
+            "live_fraction": round(1 - sparsity, 6),
+            "stored_fraction": 1.0,
+            "layer_sizes": "784-50-10",
+            "speedup": 2.0 ** levels.index(sparsity),
+            "epochs": 10,
+            "batch_size": 128,
+            "learning_rate": 0.001,
+            "precision": "float32",
+            "device": "CPU, test",
+            "versions": "tensorflow 2, numpy 2",
+            **changes,
+        }
+        for run in range(runs)
+        for method in METHODS
+        for epochs in retrain_epochs
+        for sparsity in levels
+    ]
+
+
+def frame(**changes):
+    """The same as a table of pandas."""
+    return pandas.DataFrame(make_rows(**changes))
+
+
+def curve(ax, method):
+    """The mean curve of a method."""
+    [line] = [line for line in ax.lines if line.get_label() == STYLES[method][0]]
+    return line
+
+
+def close(values):
+    """A sequence to compare with."""
+    return pytest.approx(np.array(values))
+
+
+def labels(axis):
+    """Tick labels in view, as they are drawn."""
+    axis.get_figure().draw_without_rendering()
+    return [label.get_text() for label in axis.get_ticklabels() if label.get_text()]
+
+
+# ----------------------------------------------------------------------------------------- table
+
+
+def test_the_table_shows_mean_and_sample_standard_deviation():
+    lines = table(make_rows()).splitlines()
+    assert "weight" in lines[0] and "random_weight" in lines[0]
+    assert "0.4000 \u00b1 0.1000" in lines[2]  # of 0.3, 0.4 and 0.5
+
+
+def test_the_spread_of_a_single_run_is_unknown_and_not_shown():
+    text = table(make_rows(runs=1))
+    assert "0.3000" in text and "\u00b1" not in text
+
+
+def test_retrained_networks_have_lines_of_their_own():
+    text = table(make_rows(retrain_epochs=(0, 2)))
+    assert len(text.splitlines()) == 2 + 2 * len(LEVELS) and "0.5000 \u00b1 0.1000" in text
+
+
+# --------------------------------------------------------------------------------------- figures
+
+
+def test_the_reproduction_draws_the_means_of_both_methods_and_the_baselines():
+    close_up, whole = draw_reproduction("MNIST", frame()).axes
+    for ax in (close_up, whole):
+        for method in ("weight", "neuron", "random_weight"):
+            line = curve(ax, method)
+            np.testing.assert_allclose(line.get_xdata(), LEVELS)
+            np.testing.assert_allclose(line.get_ydata(), [accuracy(method, s, 1) for s in LEVELS])
+    drawn = {line.get_label() for line in whole.lines}
+    assert STYLES["matched_weight"][0] not in drawn
+    assert {"dense network: 0.400", "chance: 0.1"} <= drawn
+    assert close_up.get_ylim() == close((0.35, 0.41))
+
+
+def test_the_band_is_one_standard_deviation_and_the_runs_are_thin_lines():
+    _, whole = draw_reproduction("MNIST", frame()).axes
+    band = whole.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == close(0.5) and band[:, 1].min() == close(0.1 + 0.002)
+    thin = [line for line in whole.lines if line.get_linewidth() == 0.5]
+    assert len(thin) == 3 * 3  # runs of three methods
+
+
+def test_baselines_lie_behind_the_methods():
+    _, whole = draw_reproduction("MNIST", frame()).axes
+    assert curve(whole, "random_weight").zorder < curve(whole, "weight").zorder
+    assert curve(whole, "random_weight").get_linewidth() < curve(whole, "weight").get_linewidth()
+
+
+def test_the_sparsity_axis_is_logarithmic_in_what_is_kept():
+    close_up, whole = draw_reproduction("MNIST", frame()).axes
+    places = whole.transData.transform([(s, 0.5) for s in (0, 0.9, 0.99)])[:, 0]
+    assert places[1] - places[0] == close(places[2] - places[1])
+    assert labels(whole.xaxis) == ["0", "0.5", "0.8", "0.9", "0.95", "0.98", "0.99"]
+    assert labels(close_up.xaxis) == ["100", "50", "20", "10", "5", "2", "1"]
+
+
+def test_the_analysis_draws_live_weights_bias_speed_and_retraining():
+    figure = draw_analysis("MNIST", frame(retrain_epochs=(0, 2)))
+    live, unbiased, speed, again = figure.axes
+    one_shot = [accuracy("neuron", s, 1) for s in LEVELS]
+    np.testing.assert_allclose(curve(live, "neuron").get_xdata(), [1, 0.5, 0.1, 0.01])
+    np.testing.assert_allclose(curve(live, "neuron").get_ydata(), one_shot)
+    assert live.get_xlim()[0] > live.get_xlim()[1]
+    with_bias, without = (
+        line for line in unbiased.lines if line.get_label() == STYLES["neuron"][0]
+    )
+    np.testing.assert_allclose(without.get_ydata(), np.add(one_shot, 0.05))
+    np.testing.assert_allclose(with_bias.get_ydata(), one_shot)
+    assert with_bias.get_linewidth() < without.get_linewidth()
+    np.testing.assert_allclose(curve(speed, "neuron").get_ydata(), [1, 2, 4, 8])
+    np.testing.assert_allclose(curve(again, "neuron").get_ydata(), np.add(one_shot, 0.1))
+    assert "epochs: 2" in again.get_title()
+    assert {ax.get_ylim() for ax in (live, unbiased, again)} == {(0, 1.02)}
+
+
+def test_without_retraining_there_is_no_panel_for_it():
+    assert len(draw_analysis("MNIST", frame()).axes) == 3
+
+
+def test_logarithmic_axes_are_labelled_with_plain_numbers():
+    live, _, speed = draw_analysis("MNIST", frame()).axes
+    assert labels(speed.yaxis) == ["1x", "2x", "5x"]
+    assert labels(live.xaxis) == ["100", "50", "20", "10", "5", "2", "1"]
+
+
+@pytest.mark.parametrize("levels", [(0,), (0, 0.1), (0, 0.6), (0, 0.25, 0.3, 0.35), (0, 0.5, 1)])
+def test_a_short_axis_is_labelled_with_plain_numbers_too(levels):
+    rows = frame(levels=levels)
+    rows["speedup"] = 1 + 0.2 * rows["sparsity"]
+    axes = [*draw_reproduction("x", rows).axes, *draw_analysis("x", rows).axes]
+    for ax in axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            shown = labels(axis)
+            assert shown and not any(sign in text for text in shown for sign in "\u00d7^$")
+
+
+def test_a_sparsity_of_1_which_keeps_nothing_is_drawn():
+    levels = (0, 0.5, 1)
+    _, whole = draw_reproduction("x", frame(levels=levels)).axes
+    places = whole.transAxes.inverted().transform(
+        whole.transData.transform([(s, 0.5) for s in levels])
+    )
+    assert np.isfinite(places).all() and (np.diff(places[:, 0]) > 0).all()
+    assert places[-1, 0] <= 1
+
+
+@pytest.mark.parametrize("draw", [draw_reproduction, draw_analysis])
+def test_no_text_runs_off_a_figure_even_of_a_deep_network(draw):
+    deep = "-".join(["784"] + ["1000"] * 40 + ["10"])
+    rows = frame(layer_sizes=deep, device="CPU, " + "a processor with a long name " * 3)
+    figure = draw("Fashion-MNIST", rows)
+    figure.draw_without_rendering()
+    width, height = figure.canvas.get_width_height()
+    for text in figure.texts + [ax.title for ax in figure.axes] + figure.legends:
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, text
+
+
+def test_the_caption_comes_from_the_csv():
+    figure = draw_reproduction("MNIST", frame(epochs=7, precision="bfloat16"))
+    caption = figure.get_supxlabel().replace("\n", " ")
+    for part in ("784-50-10", "7 epochs", "0.001", "128", "bfloat16", "runs: 3", "CPU, test"):
+        assert part in caption
+
+
+# ---------------------------------------------------------------------------------------- replot
+
+
+def write(path, rows):
+    """Write rows as a CSV file."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.filterwarnings("error")
+def test_figures_do_not_depend_on_the_order_of_the_rows(tmp_path):
+    pictures = []
+    rows = make_rows(retrain_epochs=(0, 1))
+    for _ in range(2):
+        write(tmp_path / "mnist.csv", rows)
+        pictures.append([path.read_bytes() for path in draw_figures(tmp_path / "mnist.csv")])
+        first, *others = rows
+        random.Random(0).shuffle(others)
+        rows = [first, *others]
+    assert pictures[0] == pictures[1]
+
+
+def test_replot_draws_every_csv_file_again_without_tensorflow(tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('imported')")
+    for name in ("mnist", "my-own"):
+        write(tmp_path / f"{name}.csv", make_rows())
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--replot", "--output-dir", tmp_path],
+        env={**CLEAN, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 4
+    assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not a whole CSV file of this script: EmptyDataError"),
+        ("a,b\n1,2\n", "is not a whole CSV file of this script: KeyError"),
+        (None, "FileNotFoundError"),
+    ],
+)
+def test_replot_names_a_file_that_it_cannot_draw(run_main, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "mnist.csv").write_text(content)
+    done = run_main("--replot", "--output-dir", ".", "--datasets", "mnist")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "error: mnist.csv" in done.stderr and message in done.stderr
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_replot_of_an_empty_folder_says_so(run_main):
+    done = run_main("--replot", "--output-dir", "empty")
+    assert done.returncode == 1 and "there is no CSV file in empty" in done.stderr
+
+
+def test_ticks_outside_the_values_are_not_drawn():
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots().yaxis
+    set_ticks(axis, (1, 2, 5, 10, 20), pandas.Series([1.5, 30.0]), "{:g}x".format)
+    assert labels(axis) == ["2x", "5x", "10x", "20x"]
+    assert network_pruning.percent(0.005) == "0.5"
