@@ -7,7 +7,7 @@ random pruning as the baseline, and plots the test accuracy of what is left.
     python network_pruning.py             writes a CSV and two PNGs per data set to plots/
     python network_pruning.py --help      lists the options
 
-The pruning functions are NumPy in, NumPy out, and take the kernels of any Keras model:
+The pruning functions are NumPy in, NumPy out, for the kernels of Dense and Conv layers:
 
     from network_pruning import prune_neurons, prune_weights
 """
@@ -21,7 +21,6 @@ import numbers
 import os
 import platform
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -150,7 +149,7 @@ def train_batches(parameters, steps, images, labels, order, start, stop, batch_s
 
 
 def apply_adam(variable, m, v, mask, gradient, steps, rate):
-    """Update a variable by Adam (Kingma and Ba 2015), which stays as it is where the mask is 0.
+    """Update a variable by a step of Adam (Kingma and Ba 2015), but not where the mask is 0.
 
     This is TensorFlow's one fused operation; Keras 3's Adam is a chain of small ones.
     """
@@ -180,13 +179,12 @@ def train(network, images, labels, epochs, options, rng, report=lambda stage, wo
     [0, 1], float32 or bfloat16, which is the precision of the matrix products. labels: tensor [n]
     of int64. options: has batch_size and learning_rate. rng: draws the order of the images.
     report: is called with the epoch and the multiply-adds done since the last call. Raises
-    UserError if the loss is not finite, or far above that of chance, at the end of an epoch.
+    UserError if the loss is not finite, or far above that of chance in the end.
     """
     parameters = [trainable(values) for values in (*network.kernels, network.bias)]
     steps, train_some = tf.Variable(0.0), compiled(train_batches)
     # tensors, since TensorFlow would trace anew for every other Python number
     batch_size, rate = tf.constant(options.batch_size), tf.constant(options.learning_rate)
-    limit = FAILED_LOSS * math.log(network.bias.size)
     span = BATCHES_PER_CALL * options.batch_size
     for epoch in range(1, epochs + 1):
         order = tf.constant(rng.permutation(len(images)))
@@ -196,6 +194,7 @@ def train(network, images, labels, epochs, options, rng, report=lambda stage, wo
             loss = float(train_some(parameters, steps, images, labels, *part, batch_size, rate))
             # the backward pass has two products for each one of the forward pass
             report(f"epoch {epoch}/{epochs}", 3 * (stop - start) * count_weights(network.kernels))
+        limit = FAILED_LOSS * math.log(network.bias.size) if epoch == epochs else math.inf
         if not loss < limit:  # or not a number
             raise UserError(
                 f"training failed in epoch {epoch}: the loss is {loss:g}; "
@@ -206,8 +205,8 @@ def train(network, images, labels, epochs, options, rng, report=lambda stage, wo
 
 
 # ------------------------------------------------------------------------------------ pruning
-# NumPy in, NumPy out. The weights or units of each kernel are ranked once, the least important
-# first; every level of sparsity then removes the head of that ranking.
+# NumPy in, NumPy out. The weights or units of each kernel are ranked, the least important first;
+# every level of sparsity removes the head of the same ranking.
 
 
 def prune_weights(kernel, sparsity):
@@ -297,7 +296,10 @@ def layer_by_layer(kernels, ranks, sparsity):
 
 
 def as_neurons(kernels, ranks, sparsity):
-    """How many weights to remove from each kernel, to keep what neuron pruning leaves live."""
+    """How many weights to remove from each kernel, to keep as many as neuron pruning leaves live.
+
+    Some of those kept may end in units that nothing else reaches, and so be dead themselves.
+    """
     classes = np.ones((kernels[-1].shape[1], 1))  # an output layer that uses every unit
     *live, _ = compact([*(prune_neurons(kernel, sparsity) for kernel in kernels), classes])
     return [kernel.size - np.count_nonzero(left) for kernel, left in zip(kernels, live)]
@@ -385,26 +387,24 @@ def compact(kernels):
 
 
 class Variant(NamedTuple):
-    """How a network was made from the dense one; a method of None is the dense one."""
+    """How a network was made from the dense one."""
 
-    method: object
+    method: str
     sparsity: float
     retrain_epochs: int
     achieved_sparsity: float  # share of the hidden weights that pruning set to 0
 
 
-DENSE = Variant(None, 0.0, 0, 0.0)
-
-
 def draws(seed, run, purpose):
-    """Make a random generator of its own for each purpose: options do not shift others' draws."""
+    """Make a random generator for a purpose, so that no option changes what another draws."""
     return np.random.default_rng([seed, run, *purpose.encode()])
 
 
 def generate_networks(sizes, data, options, run, report):
-    """Train a dense network; yield it and every network made from it, each with its Variant.
+    """Train a dense network; yield every network made from it, each with its Variant.
 
-    Every level prunes the trained network. Pruned networks are retrained compacted.
+    Every level prunes the trained network. Pruned networks are retrained compacted. At sparsity 0
+    all methods have the dense network.
     """
 
     def learn(network, epochs, purpose):
@@ -413,21 +413,24 @@ def generate_networks(sizes, data, options, run, report):
 
     more = options.retrain_epochs
     dense = learn(initial_network(sizes, draws(options.seed, run, "init")), options.epochs, "dense")
-    yield DENSE, dense
-    if more:
-        yield DENSE._replace(retrain_epochs=more), learn(dense, more, "dense again")
+    dense_again = learn(dense, more, "dense again")
     for method in options.methods:
-        rng = draws(options.seed, run, method)
-        for sparsity, achieved, network in prune(dense, method, options.sparsities[1:], rng):
-            purpose, epochs = f"{method} {sparsity}", more
-            if method == SCRATCH:
-                rng = draws(options.seed, run, f"init {purpose}")
-                network = initial_network(layer_sizes(network.kernels), rng)
-                epochs += options.epochs
-            else:
+        levels = prune(dense, method, options.sparsities, draws(options.seed, run, method))
+        for sparsity, achieved, network in levels:
+            if method != SCRATCH:
                 yield Variant(method, sparsity, 0, achieved), network
-            if more:
-                yield Variant(method, sparsity, more, achieved), learn(network, epochs, purpose)
+            if not more:
+                continue
+            purpose = f"{method} {sparsity}"
+            if sparsity == 0:
+                network = dense_again
+            elif method == SCRATCH:
+                rng = draws(options.seed, run, f"init {purpose}")
+                fresh = initial_network(layer_sizes(network.kernels), rng)
+                network = learn(fresh, options.epochs + more, purpose)
+            else:
+                network = learn(network, more, purpose)
+            yield Variant(method, sparsity, more, achieved), network
 
 
 def tensors(network):
@@ -438,8 +441,7 @@ def tensors(network):
 def evaluate(logits, labels):
     """Accuracy in [0, 1] and mean cross-entropy in nats of logits [n, classes]."""
     logits = logits.astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)  # keeps exp from overflowing
-    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
+    losses = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(labels)), labels]
     return np.mean(logits.argmax(axis=1) == labels), losses.mean()
 
 
@@ -454,7 +456,7 @@ def measure(network, dense_weights, data):
     logits = compiled(unbiased_logits)(tensors(network), data.test_images).numpy()
     accuracy, loss = evaluate(logits + network.bias, data.test_labels)
     if not math.isfinite(loss):
-        raise UserError("training failed in its last step: pass a lower --learning-rate")
+        raise UserError("training failed in its last step; pass a lower --learning-rate")
     measured = {
         "test_accuracy": accuracy,
         "unbiased_accuracy": evaluate(logits, data.test_labels)[0],
@@ -489,12 +491,12 @@ def measure_networks(networks, data, report):
     """
     rows, of_sizes = [], {}
     for variant, network in networks:
-        if variant == DENSE:
+        if not rows:
             dense_weights = count_weights(network.kernels[:-1])
         rows.append(variant._asdict() | measure(network, dense_weights, data))
         of_sizes.setdefault(rows[-1]["layer_sizes"], network)
         work = len(data.test_labels) * count_weights(network.kernels)
-        report(f"{variant.method or 'dense'} {variant.sparsity}", "measured", work)
+        report(f"{variant.method} {variant.sparsity}", "measured", work)
     seconds = time_networks(of_sizes, data.test_images)
     for row in rows:
         speedup = seconds[rows[0]["layer_sizes"]] / seconds[row["layer_sizes"]]
@@ -504,15 +506,20 @@ def measure_networks(networks, data, report):
 
 def planned_work(dataset, options):
     """Estimate the multiply-adds of a run, for the progress bar."""
-    sizes = dataset.layer_sizes(options.hidden_units)
+    pixels, *hidden, classes = dataset.layer_sizes(options.hidden_units)
+
+    def weights(kept):
+        sizes = [pixels, *(kept * units for units in hidden), classes]
+        return sum(fan_in * units for fan_in, units in zip(sizes, sizes[1:]))
+
     trained, tested = 3 * len(dataset.train_images), len(dataset.test_images)
-    passes = trained * (options.epochs + options.retrain_epochs)  # of an image, when dense
+    work = weights(1) * trained * (options.epochs + options.retrain_epochs)
     for method in options.methods:
         epochs = options.retrain_epochs + options.epochs * (method == SCRATCH)
-        for sparsity in options.sparsities[1:]:
-            share = 1 if method.endswith("weight") else (1 - sparsity) ** 2
-            passes += share * (trained * epochs + tested)
-    return passes * sum(fan_in * units for fan_in, units in zip(sizes, sizes[1:]))
+        for sparsity in options.sparsities:
+            kept = 1 if method.endswith("weight") else 1 - sparsity
+            work += weights(kept) * (trained * epochs * (sparsity > 0) + tested)
+    return work
 
 
 def run_dataset(dataset, options, device, bar):
@@ -533,10 +540,7 @@ def run_dataset(dataset, options, device, bar):
             networks = saving_models(networks, path.parent, dataset.name, options.retrain_epochs)
         measured = measure_networks(networks, data, report)
         key = {"dataset": dataset.name, "run": run, "seed": options.seed}
-        for method in options.methods:
-            for row in measured:
-                if row["method"] in (None, method) and (row["retrain_epochs"] or method != SCRATCH):
-                    rows.append(key | row | {"method": method} | settings)
+        rows += [key | row | settings for row in measured]
         write_results(path, rows)
         accuracy, seconds = measured[0]["test_accuracy"], time.monotonic() - began
         say(f"{name}: dense test accuracy {accuracy:.4f}, {seconds:.0f} s, saved in {path}")
@@ -569,17 +573,15 @@ def keras_model(network):
     model = keras.Sequential([keras.Input([pixels]), *layers, keras.layers.Dense(classes)])
     model.set_weights([*network.kernels, network.bias])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("sgd", loss, metrics=["accuracy"])  # whose state, unlike others', takes no space
+    model.compile("sgd", loss, metrics=["accuracy"])  # SGD keeps no state to save
     return model
 
 
 def saving_models(networks, folder, name, retrain_epochs):
-    """Pass networks on, saving the dense one and the final neuron-pruned ones as .keras files."""
+    """Pass networks on, saving the neuron-pruned ones in their final state as .keras files."""
     for variant, network in networks:
-        final = variant.method == "neuron" and variant.retrain_epochs == retrain_epochs
-        if final or variant == DENSE:
-            kind = f"neuron-{variant.sparsity}" if final else "dense"
-            with replacing(folder / f"{name}-{kind}.keras") as temporary:
+        if variant.method == "neuron" and variant.retrain_epochs == retrain_epochs:
+            with replacing(folder / f"{name}-neuron-{variant.sparsity}.keras") as temporary:
                 keras_model(network).save(temporary)
         yield variant, network
 
@@ -620,7 +622,7 @@ STYLES = {  # label, colour, marker, line
     "scratch": ("small networks from scratch", "#2a8000", "v", "-."),
 }
 SPARSITY_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
-SHARE_TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
+SHARE_TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002)
 SPEEDUP_TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 LEAST_KEPT = 10**-3.5  # where the logarithmic axis shows a sparsity of 1
 CLOSE_UP = (0.05, 0.01)  # below and above the dense accuracy
@@ -654,14 +656,17 @@ def draw(ax, rows, x, y, methods=STYLES, faint=False):
 
 
 def set_ticks(axis, ticks, values, label):
-    """Put on an axis those of the ticks that lie within the values, or if few do, the values."""
+    """Put on an axis those of the ticks that lie within the values, or if few do, both ends.
+
+    label: a format string of x, or a function of the value and its position.
+    """
     inside = [tick for tick in ticks if values.min() <= tick <= values.max()]
-    axis.set_ticks(inside if len(inside) > 2 else values.unique())
+    axis.set_ticks(inside if len(inside) > 2 else sorted({values.min(), values.max()}))
     axis.set_ticks([], minor=True)
-    axis.set_major_formatter(lambda value, position: label(value))
+    axis.set_major_formatter(label)
 
 
-def set_sparsity_axis(ax, rows, label="{:g}".format):
+def set_sparsity_axis(ax, rows, label="{x:g}"):
     """Make the x axis logarithmic in what is kept, so that 0.9 to 0.99 is as wide as 0 to 0.9."""
 
     def decades(sparsity):
@@ -672,8 +677,8 @@ def set_sparsity_axis(ax, rows, label="{:g}".format):
     ax.set_xlim(-0.1, 1 - 0.8 * max(1 - rows["sparsity"].max(), LEAST_KEPT))
 
 
-def percent(share):
-    """Text of a share in percent, without the sign."""
+def percent(share, position):
+    """Label of a share in percent, without the sign."""
     return f"{100 * share:g}"
 
 
@@ -713,7 +718,7 @@ def draw_reproduction(title, rows):
         draw(ax, rows, "sparsity", "test_accuracy", shown)
         ax.axhline(dense, color="black", lw=0.8, label=f"dense network: {dense:.3f}")
         ax.axhline(chance, color="black", lw=0.8, ls=(0, (1, 3)), label=f"chance: {chance:.3g}")
-    set_sparsity_axis(close, rows, lambda sparsity: percent(1 - sparsity))
+    set_sparsity_axis(close, rows, lambda sparsity, position: percent(1 - sparsity, position))
     close.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False)
     close.xaxis.set_label_position("top")
     close.set(xlabel="kept in each hidden layer, %", ylabel="close-up")
@@ -742,7 +747,7 @@ def draw_analysis(title, rows):
     unbiased.set_title("Without output bias (thin: with it)?")
     draw(speed, one_shot, "sparsity", "speedup", ("weight", "neuron"))
     speed.set(yscale="log", title="Are the networks faster?", ylabel="speed-up over dense")
-    set_ticks(speed.yaxis, SPEEDUP_TICKS, one_shot["speedup"], "{:g}x".format)
+    set_ticks(speed.yaxis, SPEEDUP_TICKS, one_shot["speedup"], "{x:.3g}x")
     for ax in again:
         draw(ax, retrained, "sparsity", "test_accuracy")
         ax.set_title(f"After retraining? (epochs: {rows['retrain_epochs'].max()})")
@@ -759,15 +764,12 @@ def draw_figures(path):
     """Draw both figures of a CSV file beside it, as PNGs; return their paths."""
     import pandas
 
-    try:
-        rows = pandas.read_csv(path)
-        title = TITLES.get(rows["dataset"].iloc[0], path.stem)
-        figures = {
-            path.with_suffix(".png"): draw_reproduction(title, rows),
-            path.with_name(f"{path.stem}-analysis.png"): draw_analysis(title, rows),
-        }
-    except (OSError, LookupError, ValueError) as error:
-        raise UserError(f"{path} is not a whole CSV file of this script: {error!r}") from error
+    rows = pandas.read_csv(path)
+    title = TITLES.get(rows["dataset"].iloc[0], path.stem)
+    figures = {
+        path.with_suffix(".png"): draw_reproduction(title, rows),
+        path.with_name(f"{path.stem}-analysis.png"): draw_analysis(title, rows),
+    }
     for picture, figure in figures.items():
         with replacing(picture) as temporary:
             figure.savefig(temporary, format="png")
@@ -834,7 +836,7 @@ def read_idx(path, dimensions):
     missing or damaged or holds something else.
     """
     packed = path.with_name(f"{path.name}.gz")
-    path, open_file = (packed, gzip.open) if packed.exists() else (path, open)
+    path, open_file = (packed, gzip.open) if os.path.exists(packed) else (path, open)
     try:
         with open_file(path, "rb") as file:
             content = file.read(IDX_LIMIT)
@@ -863,9 +865,9 @@ def download(name):
 
 def load_digits():
     """Load scikit-learn's handwritten digits, 1,797 images of 8 x 8; the last 360 are for tests."""
-    from sklearn.datasets import load_digits
+    from sklearn import datasets
 
-    digits = load_digits()
+    digits = datasets.load_digits()
     images, labels, split = digits.images.astype(np.uint8), digits.target, len(digits.target) - 360
     parts = images[:split], labels[:split], images[split:], labels[split:]
     return Dataset(BUNDLED, "scikit-learn", 16, *parts)
@@ -874,7 +876,7 @@ def load_digits():
 def check_dataset(dataset):
     """Raise UserError, naming the files, unless images and labels fit each other."""
     train_images, train_labels, test_images, test_labels = dataset[3:]
-    classes = train_labels.max(initial=0) + 1
+    classes = int(train_labels.max(initial=0)) + 1
     for part, images, labels in (("train", *dataset[3:5]), ("t10k", *dataset[5:])):
         files = f"{dataset.name} from {dataset.source}: {part}-images and {part}-labels"
         if images.size == 0 or len(images) != len(labels):
@@ -886,9 +888,9 @@ def check_dataset(dataset):
 
 
 def on_device(dataset, precision):
-    """Copy a data set's images to the device as tensors [n, pixels] in [0, 1].
+    """Copy a data set to the device: images [n, pixels] in [0, 1], scaled there, and labels [n].
 
-    Those for training have the precision of training; they are scaled on the device.
+    The images for training have the precision of training. The test labels stay NumPy.
     """
 
     def scaled(images):
@@ -906,57 +908,66 @@ def on_device(dataset, precision):
 SETTINGS = ("epochs", "batch_size", "learning_rate", "precision")  # options that the CSV repeats
 
 
+def between(kind, low, high):
+    """Make the type of an option that takes a number of this kind from `low` to `high`."""
+
+    def parse(text):
+        if not low <= kind(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return kind(text)
+
+    parse.__name__ = kind.__name__  # for argparse's message on a text that is no number
+    return parse
+
+
 def parse_options(arguments):
     """Parse the command line; exit with a message if it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog=Path(__file__).name,
-        description=__doc__.partition("\n")[0],
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    share, rate = between(float, 0, 1), between(float, 1e-38, 1e38)
+    natural, count = between(int, 0, 2**31 - 1), between(int, 1, 2**31 - 1)
+    form = argparse.ArgumentDefaultsHelpFormatter
+    summary, name = __doc__.partition("\n")[0], Path(__file__).name
+    parser = argparse.ArgumentParser(name, None, summary, formatter_class=form, allow_abbrev=False)
     add = parser.add_argument
     add("--datasets", nargs="+", help="mnist, fashion_mnist, digits or a folder in --data-dir")
     add("--data-dir", type=Path, help="folder of IDX files, as mnist/train-images-idx3-ubyte.gz")
     add("--output-dir", type=Path, default="plots", help="folder to write to")
     add("--methods", nargs="+", choices=METHODS, help="all but global_weight, if not given")
-    add("--sparsities", nargs="+", type=float, default=SPARSITIES, help="in [0, 1]; 0 is added")
-    add("--retrain-epochs", type=int, default=0, help="epochs of training after pruning")
-    add("--runs", type=int, default=RUNS, help="networks per data set")
-    add("--seed", type=int, default=0, help="of everything random")
-    add("--hidden-units", nargs="+", type=int, default=HIDDEN_UNITS, help="of each hidden layer")
-    add("--epochs", type=int, default=EPOCHS, help="passes over the training set")
-    add("--batch-size", type=int, default=BATCH_SIZE, help="images per training step")
-    add("--learning-rate", type=float, default=LEARNING_RATE, help="of Adam")
+    add("--sparsities", nargs="+", type=share, default=SPARSITIES, help="fractions; 0 is added")
+    add("--retrain-epochs", type=natural, default=0, help="epochs of training after pruning")
+    add("--runs", type=count, default=RUNS, help="networks per data set")
+    add("--seed", type=natural, default=0, help="seed of all random draws")
+    add("--hidden-units", nargs="+", type=count, default=HIDDEN_UNITS, help="of each hidden layer")
+    add("--epochs", type=count, default=EPOCHS, help="passes over the training set")
+    add("--batch-size", type=count, default=BATCH_SIZE, help="images per training step")
+    add("--learning-rate", type=rate, default=LEARNING_RATE, help="of Adam")
     add("--precision", choices=PRECISIONS, default="float32", help="of training's matrix products")
-    add("--save-models", action="store_true", help="save the first run's networks for Keras")
-    add("--replot", action="store_true", help="draw the CSV files in --output-dir again, no more")
+    add(
+        "--save-models",
+        action="store_true",
+        help="also save the first run's neuron-pruned networks",
+    )
+    add("--replot", action="store_true", help="only draw the CSV files in --output-dir again")
     options = parser.parse_args(arguments)
     if error := wrong_option(options):
         parser.error(error)
     options.sparsities = sorted({0.0, *map(abs, options.sparsities)})  # abs: -0.0
-    if not options.methods:
-        left_out = {"global_weight"} if options.retrain_epochs else {"global_weight", SCRATCH}
-        options.methods = [method for method in METHODS if method not in left_out]
+    default = [method for method in METHODS if method != "global_weight"]
+    if not options.retrain_epochs:
+        default.remove(SCRATCH)
+    options.methods = list(dict.fromkeys(options.methods or default))
     return options
 
 
 def wrong_option(options):
-    """Say what is wrong with the options, or nothing."""
-    counts = [options.epochs, options.runs, options.batch_size, *options.hidden_units]
-    if not all(0 <= sparsity <= 1 for sparsity in options.sparsities):
-        return "--sparsities are fractions in [0, 1]"
-    if min(counts) < 1 or max(counts) >= 2**31:
-        return "--epochs, --runs, --batch-size and --hidden-units are whole numbers from 1 to 2^31"
-    if min(options.seed, options.retrain_epochs) < 0:
-        return "--seed and --retrain-epochs are whole numbers from 0"
-    if not 0 < options.learning_rate < 1e38:
-        return "--learning-rate is a number between 0 and 1e38"
-    if SCRATCH in (options.methods or []) and not options.retrain_epochs:
-        return f"--methods {SCRATCH} needs --retrain-epochs"
+    """Say what is wrong with options that parse, or nothing; make the output folder."""
+    methods = options.methods or []
+    if SCRATCH in methods and not (options.retrain_epochs and "neuron" in methods):
+        return f"--methods {SCRATCH} needs neuron beside it, and --retrain-epochs"
     if options.data_dir and not os.path.isdir(options.data_dir):
         return f"--data-dir {options.data_dir} is not a folder"
     for name in options.datasets or []:
-        if Path(name).name != name or not options.data_dir and name not in TITLES:
+        known = options.data_dir or options.replot or name in TITLES
+        if Path(name).name != name or not known:
             return f"--datasets {name}: one of {', '.join(TITLES)}, or a folder in --data-dir"
     try:
         options.output_dir.mkdir(parents=True, exist_ok=True)
@@ -1038,13 +1049,18 @@ def replot(options):
     if not names:
         raise UserError(f"there is no CSV file in {options.output_dir}: pass --output-dir DIR")
     for name in names:
-        say("\n".join(map(str, draw_figures(options.output_dir / f"{name}.csv"))))
+        path = options.output_dir / f"{name}.csv"
+        try:
+            pictures = draw_figures(path)
+        except (OSError, LookupError, ValueError, TypeError) as error:
+            raise UserError(f"{path} is not a whole CSV file of this script: {error!r}") from error
+        say("\n".join(map(str, pictures)))
 
 
 def main(arguments=None):
     """Run the experiment and return the exit status."""
     options = parse_options(arguments)
-    if sys.stdout:  # it is None where the process was started without
+    with contextlib.suppress(AttributeError):  # a notebook's, or none
         sys.stdout.reconfigure(errors="replace")  # characters that it cannot encode
     try:
         if options.replot:
@@ -1056,7 +1072,7 @@ def main(arguments=None):
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 130  # as shells have it
     return 0
 
 

@@ -1,14 +1,14 @@
-"""How close training is to what the machine can do, how long a sweep takes, how much memory.
+"""How long training, retraining, a sweep and the whole job take, beside their peers.
 
-    python tests/benchmark.py
+    python tests/benchmark.py --data-dir DIR
 
 Prints medians of interleaved repeats, on the GPU where TensorFlow sees one, and the same numbers
-again as ratios taken within each repeat, since a machine's pace drifts. Random pixels in the
-shapes of MNIST stand in for the data: the time does not depend on what they show. PyTorch takes
-part where it is installed.
+as ratios taken within each repeat, since a machine's pace drifts. Let nothing else run meanwhile.
+PyTorch takes part where it is installed. Without --data-dir, Keras downloads the data.
 """
 
 import argparse
+import functools
 import importlib.util
 import resource
 import statistics
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -24,26 +25,27 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import network_pruning as project
 
 PLAIN = "--plain" in sys.argv  # has to be known before TensorFlow starts
-DEVICE = "TensorFlow's own settings" if PLAIN else project.set_up_device()
+if PLAIN:
+    import tensorflow
 
-import keras
+    project.tf, DEVICE = tensorflow, "TensorFlow's own settings"
+else:
+    DEVICE = project.configure_tensorflow()
+
 import tensorflow as tf
 
+keras = tf.keras
 keras.utils.set_random_seed(0)  # which determinism wants, for fit's shuffling
 
-TRAINING_IMAGES, TEST_IMAGES, PIXELS = 60000, 10000, 784  # MNIST's
-SIZES = [PIXELS, *project.HIDDEN_UNITS, project.CLASSES]
+SIZES = [784, *project.HIDDEN_UNITS, 10]
 RNG = np.random.default_rng(0)
+COMPACTED = 0.8  # sparsity of the neuron-pruned network whose retraining is timed
+MASKED = 0.9  # that of the weight-pruned one
 
 
-def random_images(images):
-    """Draw images of random pixels."""
-    return tf.constant(RNG.random((images, PIXELS), dtype=np.float32))
-
-
-def draw_kernels():
-    """Draw the initial kernels of the default network."""
-    return [project.glorot_uniform(RNG, *shape) for shape in zip(SIZES, SIZES[1:])]
+def dense_network():
+    """Draw an untrained network."""
+    return project.initial_network(SIZES, RNG)
 
 
 def timed(work):
@@ -53,13 +55,16 @@ def timed(work):
     return time.perf_counter() - began
 
 
+# -------------------------------------------------------------------------------------- training
+
+
 def products(batches):
     """Return work that does the matrix products of training on batches, and nothing else.
 
     Each product reads the one before, and each gradient is read, or TensorFlow would skip it.
     """
-    kernels = [tf.constant(kernel) for kernel in draw_kernels()]
-    images = random_images(project.BATCH_SIZE)
+    kernels = project.tensors(dense_network())
+    images = tf.random.uniform((project.BATCH_SIZE, SIZES[0]))
 
     @tf.function
     def loop(batches):
@@ -81,81 +86,82 @@ def products(batches):
 
 def updates(batches):
     """Return work that does the fused Adam updates of training on batches, and nothing else."""
-    arrays = [*draw_kernels(), np.zeros(project.CLASSES, np.float32)]
-    slots = [[tf.Variable(values) for values in (a, 0 * a, 0 * a)] for a in arrays]
-    gradients = [tf.constant(0.01 * array) for array in arrays]
+    network = dense_network()
+    parameters = [project.trainable(values) for values in (*network.kernels, network.bias)]
+    gradients = [0.01 * variable for variable, *_ in parameters]
 
     @tf.function
     def loop(batches):
-        for _ in tf.range(batches):
-            for (variable, first, second), gradient in zip(slots, gradients):
-                tf.raw_ops.ResourceApplyAdam(
-                    var=variable.handle,
-                    m=first.handle,
-                    v=second.handle,
-                    beta1_power=0.5,
-                    beta2_power=0.5,
-                    lr=project.LEARNING_RATE,
-                    beta1=project.ADAM_BETAS[0],
-                    beta2=project.ADAM_BETAS[1],
-                    epsilon=project.ADAM_EPSILON,
-                    grad=gradient,
-                )
-        return slots[0][0][0, 0]
+        for number in tf.range(batches):
+            steps = tf.cast(number + 1, tf.float32)
+            for parameter, gradient in zip(parameters, gradients):
+                project.apply_adam(*parameter, gradient, steps, project.LEARNING_RATE)
+        return parameters[0][0][0, 0]
 
     return lambda: loop(tf.constant(batches)).numpy()
 
 
-def this_project(batches, images, labels, precision):
-    """Return work that trains on batches as `network_pruning.train` does."""
-    images = tf.cast(images, precision)
-    parameters = project.initial_parameters(SIZES, RNG)
-    order = tf.constant(RNG.permutation(TRAINING_IMAGES))
-    place = order, tf.constant([0, batches]), tf.constant(0)
+def this_project(batches, data, network, precision="float32"):
+    """Return work that trains a network on batches as `network_pruning.train` does."""
+    images = tf.cast(data.train_images, precision)
+    parameters = [project.trainable(values) for values in (*network.kernels, network.bias)]
+    order = tf.constant(RNG.permutation(len(images)))
+    place = order, tf.constant(0), tf.constant(batches * project.BATCH_SIZE)
     settings = tf.constant(project.BATCH_SIZE), tf.constant(project.LEARNING_RATE)
-    loop = project.compiled_training()
-    return lambda: loop(parameters, images, labels, *place, *settings).numpy()
+    steps, loop = tf.Variable(0.0), project.compiled(project.train_batches)
+    return lambda: loop(parameters, steps, images, data.train_labels, *place, *settings).numpy()
 
 
-def keras_fit(batches, images, labels):
+def masked_network():
+    """Make a weight-pruned network that has lost no unit, for retraining with masks."""
+    *hidden, output = dense_network().kernels
+    pruned = [project.prune_weights(kernel, MASKED) for kernel in hidden]
+    return project.Network([*pruned, output], np.zeros(SIZES[-1], np.float32))
+
+
+def keras_fit(batches, data):
     """Return work that trains the same network on batches by keras.Model.fit at its defaults."""
-    layers = [keras.layers.Dense(n, "relu", use_bias=False) for n in project.HIDDEN_UNITS]
-    model = keras.Sequential([keras.Input((PIXELS,)), *layers, keras.layers.Dense(SIZES[-1])])
+    model = project.keras_model(dense_network())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(project.LEARNING_RATE), loss)
     some = batches * project.BATCH_SIZE
-    pixels, classes = images.numpy()[:some], labels.numpy()[:some]
+    pixels, classes = data.train_images.numpy()[:some], data.train_labels.numpy()[:some]
     return lambda: model.fit(pixels, classes, batch_size=project.BATCH_SIZE, verbose=0)
 
 
-def original(batches, images, labels):
-    """Return work that trains on batches as scripts of 2019 did: a graph, fed batch by batch."""
+def original(data):
+    """Return how scripts of 2019 train on batches and evaluate: a graph, fed batch by batch."""
     v1 = tf.compat.v1
-    pixels, classes = images.numpy(), labels.numpy()
+    pixels, classes = data.train_images.numpy(), data.train_labels.numpy()
     with tf.Graph().as_default():
-        inputs = v1.placeholder(tf.float32, [None, PIXELS])
+        inputs = v1.placeholder(tf.float32, [None, SIZES[0]])
         targets = v1.placeholder(tf.int64, [None])
-        kernels = [tf.Variable(kernel) for kernel in draw_kernels()]
-        network = project.Network(kernels, tf.Variable(tf.zeros(project.CLASSES)))
-        loss = v1.losses.sparse_softmax_cross_entropy(targets, project.logits(network, inputs))
+        kernels = [tf.Variable(kernel) for kernel in dense_network().kernels]
+        logits = project.unbiased_logits(kernels, inputs) + tf.Variable(tf.zeros(SIZES[-1]))
+        loss = v1.losses.sparse_softmax_cross_entropy(targets, logits)
         step = v1.train.AdamOptimizer(project.LEARNING_RATE).minimize(loss)
         session = v1.Session()
         session.run(v1.global_variables_initializer())
 
-    def loop():
+    def train(batches):
         for _ in range(batches):
-            batch = RNG.integers(0, TRAINING_IMAGES, project.BATCH_SIZE)
+            batch = RNG.integers(0, len(pixels), project.BATCH_SIZE)
             session.run(step, {inputs: pixels[batch], targets: classes[batch]})
 
-    return loop
+    def evaluate():
+        for start in range(0, len(data.test_labels), project.BATCH_SIZE):
+            session.run(logits, {inputs: pixels[start : start + project.BATCH_SIZE]})
+
+    return train, evaluate
 
 
-def pytorch(batches, images, labels):
+def pytorch(batches, data):
     """Return work that trains the same network on batches in PyTorch, by its fused Adam."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pixels, classes = (torch.tensor(t.numpy(), device=device) for t in (images, labels))
+    pixels = torch.tensor(data.train_images.numpy(), device=device)
+    classes = torch.tensor(data.train_labels.numpy(), device=device)
     shapes = list(zip(SIZES, SIZES[1:]))
     layers = [torch.nn.Linear(*shape, bias=shape == shapes[-1]) for shape in shapes]
     activations = [torch.nn.ReLU() for _ in shapes]
@@ -163,7 +169,7 @@ def pytorch(batches, images, labels):
     adam = torch.optim.Adam(model.parameters(), project.LEARNING_RATE, fused=True)
 
     def loop():
-        order = torch.randperm(TRAINING_IMAGES, device=device)
+        order = torch.randperm(len(pixels), device=device)
         for batch in order.split(project.BATCH_SIZE)[:batches]:
             adam.zero_grad()
             loss = torch.nn.functional.cross_entropy(model(pixels[batch]), classes[batch])
@@ -174,29 +180,32 @@ def pytorch(batches, images, labels):
     return loop
 
 
-def benchmark_training(repeats, batches):
+def benchmark_training(repeats, batches, data):
     """Print seconds per epoch and ratios to the floor, products and updates each on their own."""
-    images = random_images(TRAINING_IMAGES)
-    labels = tf.constant(RNG.integers(0, project.CLASSES, TRAINING_IMAGES))
+    compacted = [project.SPARSITIES[0], COMPACTED]
+    *_, (_, _, small) = project.prune(dense_network(), "neuron", compacted, RNG)
+    share = project.count_weights(small.kernels) / project.count_weights(dense_network().kernels)
+    train_original, _ = original(data)
     works = {
         "matrix products alone": products(batches),
         "Adam updates alone": updates(batches),
-        "this project": this_project(batches, images, labels, "float32"),
-        "this project, bfloat16": this_project(batches, images, labels, "bfloat16"),
-        "keras.Model.fit": keras_fit(batches, images, labels),
-        "a TensorFlow 1 graph, fed": original(batches, images, labels),
+        "this project": this_project(batches, data, dense_network()),
+        "this project, bfloat16": this_project(batches, data, dense_network(), "bfloat16"),
+        "retraining, masked": this_project(batches, data, masked_network()),
+        f"retraining, {share:.0%} of the size": this_project(batches, data, small),
+        "keras.Model.fit": keras_fit(batches, data),
+        "a TensorFlow 1 graph, fed": lambda: train_original(batches),
     }
     if importlib.util.find_spec("torch"):
-        works["PyTorch, fused Adam"] = pytorch(batches, images, labels)
+        works["PyTorch, fused Adam"] = pytorch(batches, data)
     for work in works.values():  # traces and warms up
         work()
-    epoch = TRAINING_IMAGES / (batches * project.BATCH_SIZE)
+    epoch = len(data.train_labels) / (batches * project.BATCH_SIZE)
     runs = [{name: epoch * timed(work) for name, work in works.items()} for _ in range(repeats)]
     for run in runs:
         run["the floor: both"] = run["matrix products alone"] + run["Adam updates alone"]
-    print(
-        f"{'training, medians of ' + str(repeats):32}{'s/epoch':>10}{'of floor':>10}{'of ours':>10}"
-    )
+    title = f"training, medians of {repeats}"
+    print(f"\n{title:32}{'s/epoch':>10}{'of floor':>10}{'of ours':>10}")
     for name in runs[0]:
         cells = [statistics.median(run[name] for run in runs)]
         for other in ("the floor: both", "this project"):
@@ -204,106 +213,113 @@ def benchmark_training(repeats, batches):
         print(f"{name:32}" + "".join(f"{cell:10.3f}" for cell in cells))
 
 
-def sweep_seconds(levels, test_images):
-    """Time a sweep: in all, the part that `timed_logits` takes, and one dense pass."""
-    images, labels = random_images(test_images), RNG.integers(0, project.CLASSES, test_images)
-    network = project.Network(draw_kernels(), np.zeros(project.CLASSES, np.float32))
-    dense, timed_logits, inside = project.on_device(network), project.timed_logits, []
-    one_pass = statistics.median(timed(lambda: project.logits(dense, images)) for _ in range(9))
-
-    def watched(*arguments):
-        began = time.perf_counter()
-        result = timed_logits(*arguments)
-        inside.append(time.perf_counter() - began)
-        return result
-
-    project.timed_logits = watched
-    whole = timed(lambda: project.sweep(network, images, labels, levels, RNG))
-    project.timed_logits = timed_logits
-    return whole, sum(inside), one_pass
+# ----------------------------------------------------------------------------- sweep, sparse, job
 
 
-def benchmark_sweep():
+def trained_network(data):
+    """Train a network for one epoch."""
+    options = SimpleNamespace(batch_size=project.BATCH_SIZE, learning_rate=project.LEARNING_RATE)
+    return project.train(dense_network(), data.train_images, data.train_labels, 1, options, RNG)
+
+
+def sweep_seconds(network, data, levels):
+    """Time pruning a trained network by the default methods at these levels, and measuring it."""
+    original_train, project.train = project.train, lambda *_: network
+    options = project.parse_options(["--output-dir", tempfile.gettempdir()])
+    options.sparsities = levels
+    data_sizes = project.layer_sizes(network.kernels)
+
+    def sweep():
+        networks = project.generate_networks(data_sizes, data, options, 0, lambda *_: None)
+        project.measure_networks(networks, data, lambda *_: None)
+
+    seconds = timed(sweep)
+    project.train = original_train
+    return seconds
+
+
+def benchmark_sweep(network, data):
     """Print the time of a default sweep in dense passes, and how it grows with the levels."""
-    whole, inside, one_pass = sweep_seconds(project.SPARSITIES, TEST_IMAGES)
-    rest = whole - inside
-    print(f"\nsweep of 10 levels: {whole:.1f} s, of it {inside:.1f} s for speed and accuracy;")
-    print(f"the rest, {rest:.2f} s, is {rest / one_pass:.1f} dense passes of {one_pass:.3f} s")
-    some, many = ([level / count for level in range(count)] for count in (10, 100))
-    small = [sweep_seconds(some, 500)[0] for _ in range(5)]
-    large = sweep_seconds(many, 500)[0]
-    small += [sweep_seconds(some, 500)[0] for _ in range(5)]
-    ratio = large / statistics.mean(small)
+    kernels = project.tensors(network)
+
+    def one_pass():
+        project.compiled(project.unbiased_logits)(kernels, data.test_images)
+        tf.test.experimental.sync_devices()
+
+    one_pass()
+    dense = statistics.median(timed(one_pass) for _ in range(9))
+    whole = sweep_seconds(network, data, [float(level) for level in project.SPARSITIES])
+    print(f"\ndefault sweep: {whole:.1f} s, {whole / dense:.0f} dense passes of {dense:.3f} s")
+    small = SimpleNamespace(**data._asdict() | {"test_images": data.test_images[:500]})
+    small.test_labels = data.test_labels[:500]
+    ten, hundred = ([level / count for level in range(count)] for count in (10, 100))
+    ratio = sweep_seconds(network, small, hundred) / sweep_seconds(network, small, ten)
     print(f"on 500 images, 100 levels take {ratio:.1f} times as long as 10")
 
 
-def write_random_data(folder):
-    """Write IDX files in the shapes of MNIST and Fashion-MNIST: random pixels and labels."""
-    for name in project.DOWNLOADED:
-        (folder / name).mkdir()
-        for file, dimensions in project.IDX_FILES.items():
-            images = TRAINING_IMAGES if file.startswith("train") else TEST_IMAGES
-            shape = (images, 28, 28)[:dimensions]
-            values = RNG.integers(0, 256 if dimensions == 3 else project.CLASSES, shape, np.uint8)
-            magic = bytes((0, 0, project.IDX_UNSIGNED_BYTE, dimensions))
-            sizes = np.array(shape, ">u4").tobytes()
-            (folder / name / file).write_bytes(magic + sizes + values.tobytes())
+def benchmark_sparse(network, data, repeats=5):
+    """Print the speed-up of weight-pruned networks that are run as sparse matrices, on the CPU."""
+    with tf.device("CPU"):  # the sparse product has no deterministic GPU kernel
+        images = tf.identity(data.test_images)
+        columns, kernels = tf.transpose(images), [tf.constant(k) for k in network.kernels]
+        print("\nspeed-up over the dense network if zeros are skipped, on the CPU:")
+        for level in (0.9, 0.95, 0.97, 0.99):
+            hidden = [project.prune_weights(kernel, level).T for kernel in network.kernels[:-1]]
+            sparse = [tf.sparse.from_dense(kernel) for kernel in hidden]
+
+            def run_sparse(sparse=sparse):
+                activations = columns
+                for kernel in sparse:
+                    activations = tf.nn.relu(tf.sparse.sparse_dense_matmul(kernel, activations))
+                return tf.matmul(activations, kernels[-1], transpose_a=True).numpy()
+
+            run_sparse()
+            ratios = [
+                timed(lambda: project.compiled(project.unbiased_logits)(kernels, images).numpy())
+                / timed(run_sparse)
+                for _ in range(repeats)
+            ]
+            print(f"  sparsity {level:g}: {statistics.median(ratios):.2f}x")
 
 
-def benchmark_memory():
-    """Print the peak memory of the script for more and more work, each in its own process."""
-    short = ("--epochs", "1", "--sparsities", "0", "0.5")
-    jobs = {
-        "1 run on 1 data set": ("--runs", "1", "--datasets", "mnist"),
-        "3 runs on 2 data sets": ("--runs", "3"),
-    }
-    print("peak resident memory, at 1 epoch and 2 levels:")
-    with tempfile.TemporaryDirectory() as folder:
-        write_random_data(Path(folder))
-        command = [sys.executable, project.__file__, "--data-dir", folder, "--output-dir", folder]
-        for name, job in jobs.items():
-            subprocess.run([*command, *short, *job], check=True, capture_output=True)
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-            print(f"  {name}: {peak:.2f} GiB")
-    print()
+def benchmark_job(data_dir):
+    """Print the time and the memory of the whole job at one run on both data sets."""
+    command = [sys.executable, project.__file__, "--runs", "1"]
+    command += ["--data-dir", str(data_dir)] if data_dir else []
+    for methods in ([], ["--methods", "weight", "neuron"]):
+        with tempfile.TemporaryDirectory() as folder:
+            job = [*command, "--output-dir", folder, *methods]
+            seconds = timed(functools.partial(subprocess.run, job, check=True, capture_output=True))
+        print(f"--runs 1 {' '.join(methods)}: {seconds:.0f} s")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    print(f"peak memory: {peak:.2f} GiB")
 
 
-def benchmark_sparse(repeats):
-    """Print the speed-up of weight-pruned networks that are run as sparse matrices."""
-    images, kernels = random_images(TEST_IMAGES), draw_kernels()
-    dense = project.on_device(project.Network(kernels, np.zeros(project.CLASSES, np.float32)))
-    columns = tf.transpose(images)
-    print("\nspeed-up over the dense network when the zeros are skipped, medians:")
-    for level in (0.9, 0.95, 0.97, 0.99):
-        hidden = [project.prune_weights(kernel, level).T for kernel in kernels[:-1]]
-        sparse = [tf.sparse.from_dense(kernel) for kernel in hidden]
-
-        def run_sparse(sparse=sparse):
-            activations = columns
-            for kernel in sparse:
-                activations = tf.nn.relu(tf.sparse.sparse_dense_matmul(kernel, activations))
-            return tf.matmul(activations, kernels[-1], transpose_a=True).numpy()
-
-        run_sparse()
-        ratios = [
-            timed(lambda: project.logits(dense, images).numpy()) / timed(run_sparse)
-            for _ in range(repeats)
-        ]
-        print(f"  sparsity {level:g}: {statistics.median(ratios):.2f}x")
+def benchmark_original(data):
+    """Print how long the original would take: training, and two methods at ten levels, twice."""
+    train, evaluate = original(data)
+    train(10)  # warms up
+    epoch = timed(lambda: train(len(data.train_labels) // project.BATCH_SIZE))
+    seconds = 2 * (project.EPOCHS * epoch + 20 * timed(evaluate))
+    print(f"\nthe original's training and 40 evaluations: {seconds:.0f} s, without its start")
 
 
 def main():
     """Run all benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data-dir", type=Path, help="as that of network_pruning.py")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batches", type=int, default=60, help="timed at once (default: 60)")
     parser.add_argument("--plain", action="store_true", help="TensorFlow's own settings for all")
     options = parser.parse_args()
     print(f"{DEVICE}; TensorFlow {tf.__version__}, Keras {keras.__version__}\n")
-    benchmark_memory()  # first, since the peak of a new process starts at its parent's size
-    benchmark_training(options.repeats, options.batches)
-    benchmark_sweep()
-    benchmark_sparse(5)
+    benchmark_job(options.data_dir)  # first: the peak of a process starts at its parent's size
+    data = project.on_device(project.load_dataset("mnist", options.data_dir), "float32")
+    benchmark_training(options.repeats, options.batches, data)
+    network = trained_network(data)
+    benchmark_sweep(network, data)
+    benchmark_sparse(network, data)
+    benchmark_original(data)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_csv_and_another_seed_another(run_command, 
 
     first, again = csv(run_command, "first"), csv(run_main, "again")
     assert first == again
-    other = csv(run_main, "other", "--seed", 1)
+    csv(run_main, "other", "--seed", 1)
     losses = [
         {row["test_loss"] for row in read_rows(tmp_path / name / "digits.csv")}
         for name in ("first", "other")
@@ -100,7 +100,8 @@ def test_retraining_changes_no_one_shot_row(run_main, tmp_path):
 
 
 def test_only_the_methods_asked_for_are_run_and_sparsity_0_is_always_there(run_main, tmp_path):
-    done = run_main(*SHORT, "--runs", 1, "--methods", "global_weight", "--sparsities", 1, 0.5, 0.5)
+    twice = ("--methods", "global_weight", "global_weight", "--sparsities", 1, 0.5, 0.5)
+    done = run_main(*SHORT, "--runs", 1, *twice)
     assert done.returncode == 0
     rows = read_rows(tmp_path / "plots" / "digits.csv")
     assert [(row["method"], row["sparsity"]) for row in rows] == [
@@ -146,21 +147,22 @@ def test_the_real_data_sets_train_side_by_side(run_command, real_data, tmp_path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sparsities", "1.5"], "--sparsities are fractions in [0, 1]"),
-        (["--sparsities", "0", "nan"], "--sparsities are fractions in [0, 1]"),
-        (["--sparsities", "-0.1"], "--sparsities are fractions in [0, 1]"),
+        (["--sparsities", "1.5"], "argument --sparsities: 1.5 is not between 0 and 1"),
+        (["--sparsities", "0", "nan"], "argument --sparsities: nan is not between 0 and 1"),
+        (["--sparsities", "-0.1"], "argument --sparsities: -0.1 is not between 0 and 1"),
         (["--sparsities", "half"], "argument --sparsities: invalid float value: 'half'"),
-        (["--epochs", "0"], "--epochs, --runs, --batch-size and --hidden-units are whole"),
-        (["--runs", "-1"], "--epochs, --runs, --batch-size and --hidden-units are whole"),
+        (["--epochs", "0"], "argument --epochs: 0 is not between 1 and 2147483647"),
+        (["--runs", "-1"], "argument --runs: -1 is not between 1 and 2147483647"),
         (["--batch-size", "2.5"], "argument --batch-size: invalid int value: '2.5'"),
-        (["--hidden-units", "9", "0"], "--hidden-units are whole numbers from 1"),
-        (["--hidden-units", str(10**17)], "--hidden-units are whole numbers from 1"),
-        (["--learning-rate", "0"], "--learning-rate is a number between 0 and 1e38"),
-        (["--learning-rate", "inf"], "--learning-rate is a number between 0 and 1e38"),
-        (["--seed", "-1"], "--seed and --retrain-epochs are whole numbers from 0"),
-        (["--retrain-epochs", "-1"], "--seed and --retrain-epochs are whole numbers from 0"),
+        (["--hidden-units", "9", "0"], "argument --hidden-units: 0 is not between 1 and"),
+        (["--hidden-units", str(10**17)], "argument --hidden-units: 100000000000000000 is not"),
+        (["--learning-rate", "0"], "argument --learning-rate: 0 is not between 1e-38 and 1e+38"),
+        (["--learning-rate", "inf"], "argument --learning-rate: inf is not between"),
+        (["--seed", "-1"], "argument --seed: -1 is not between 0 and 2147483647"),
+        (["--retrain-epochs", "-1"], "argument --retrain-epochs: -1 is not between 0 and"),
         (["--methods", "l1"], "argument --methods: invalid choice: 'l1'"),
-        (["--methods", "scratch"], "--methods scratch needs --retrain-epochs"),
+        (["--methods", "scratch"], "--methods scratch needs neuron beside it, and"),
+        (["--methods", "scratch", "--retrain-epochs", "1"], "--methods scratch needs neuron"),
         (["--datasets", "cifar"], "--datasets cifar: one of mnist, fashion_mnist, digits, or a"),
         (["--data-dir", ".", "--datasets", "../x"], "--datasets ../x: one of mnist, "),
         (["--data-dir", "nowhere"], "--data-dir nowhere is not a folder"),

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 import network_pruning
 from network_pruning import (
-    DENSE,
     HIDDEN_UNITS,
     METHODS,
     Network,
+    Variant,
     compact,
     keras_model,
     load_dataset,
@@ -174,11 +174,10 @@ def test_the_bias_decides_alone_when_every_hidden_weight_is_pruned():
 def test_a_speedup_above_1_means_faster_than_dense_and_equal_sizes_share_it(monkeypatch):
     rng = np.random.default_rng(0)
     dense = Network(draw_kernels([6, 40, 10], rng), np.zeros(10, np.float32))
-    networks = [(DENSE, dense)]
+    networks = [(Variant("neuron", 0.0, 0, 0.0), dense)]
     for method in ("neuron", "random_neuron"):
         for sparsity, achieved, small in prune(dense, method, [0.5, 0.9], rng):
-            variant = DENSE._replace(method=method, sparsity=sparsity, achieved_sparsity=achieved)
-            networks.append((variant, small))
+            networks.append((Variant(method, sparsity, 0, achieved), small))
     data = recipe(test_images=tf.zeros((5, 6)), test_labels=np.zeros(5, np.int64))
     seconds = {"6-40-10": 8.0, "6-20-10": 4.0, "6-4-10": 1.0}
     monkeypatch.setattr(
@@ -221,9 +220,9 @@ def test_saved_models_are_evaluated_by_keras_alone_as_the_csv_says(
     digits = load_dataset("digits", None)
     images = digits.test_images.reshape(360, 64) / 16
     stated = {
-        "neuron-" + str(row["sparsity"]) if row["sparsity"] else "dense": row
+        f"neuron-{row['sparsity']}": row
         for row in read_rows(tmp_path / "saved" / "digits.csv")
-        if row["run"] == 0 and row["retrain_epochs"] == (retrain_epochs if row["sparsity"] else 0)
+        if row["run"] == 0 and row["retrain_epochs"] == retrain_epochs
     }
     files = {path.stem for path in (tmp_path / "saved").glob("*.keras")}
     assert files == {f"digits-{name}" for name in stated}

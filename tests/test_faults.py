@@ -420,5 +420,5 @@ def test_a_failed_training_draws_no_curve_and_keeps_earlier_results(run_main, tm
 def test_a_training_that_fails_in_its_last_step_draws_no_curve(run_main, tmp_path):
     one_step = ("--epochs", 1, "--batch-size", 1437, "--learning-rate", 1e30)
     done = run_main("--datasets", "digits", *one_step)
-    assert_one_line(done, "error: training failed in its last step: pass a lower --learning-rate")
+    assert_one_line(done, "error: training failed in its last step; pass a lower --learning-rate")
     assert not files_in(tmp_path / "plots")

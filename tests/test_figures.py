@@ -254,13 +254,15 @@ def test_replot_draws_every_csv_file_again_without_tensorflow(tmp_path):
     [
         ("", "is not a whole CSV file of this script: EmptyDataError"),
         ("a,b\n1,2\n", "is not a whole CSV file of this script: KeyError"),
+        ("dataset,run\nmnist\n", "is not a whole CSV file of this script: KeyError"),
         (None, "FileNotFoundError"),
     ],
 )
 def test_replot_names_a_file_that_it_cannot_draw(run_main, tmp_path, content, message):
     if content is not None:
         (tmp_path / "mnist.csv").write_text(content)
-    done = run_main("--replot", "--output-dir", ".", "--datasets", "mnist")
+    (tmp_path / "my-own.csv").touch()
+    done = run_main("--replot", "--output-dir", ".", "--datasets", "mnist", "my-own")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "error: mnist.csv" in done.stderr and message in done.stderr
     assert not list(tmp_path.glob("*.png"))
@@ -275,6 +277,6 @@ def test_ticks_outside_the_values_are_not_drawn():
     from matplotlib.figure import Figure
 
     axis = Figure().subplots().yaxis
-    set_ticks(axis, (1, 2, 5, 10, 20), pandas.Series([1.5, 30.0]), "{:g}x".format)
+    set_ticks(axis, (1, 2, 5, 10, 20), pandas.Series([1.5, 30.0]), "{x:g}x")
     assert labels(axis) == ["2x", "5x", "10x", "20x"]
-    assert network_pruning.percent(0.005) == "0.5"
+    assert network_pruning.percent(0.005, 0) == "0.5"

@@ -1,0 +1,206 @@
+"""The README: its numbers are those of the CSV files in plots/, and its code runs."""
+
+import re
+
+import numpy as np
+import pandas
+import pytest
+import tensorflow as tf
+from conftest import PLOTS, ROOT
+from scipy import stats
+
+from network_pruning import METHODS, SPARSITIES, load_dataset
+
+README = (ROOT / "README.md").read_text()
+DATASETS = ("mnist", "fashion_mnist")
+ORIGINAL = {  # test accuracy of one run of the original's own script, at SPARSITIES
+    ("mnist", "weight"): ".979 .980 .981 .981 .980 .979 .955 .533 .196 .097",
+    ("mnist", "neuron"): ".979 .980 .977 .974 .967 .923 .270 .097 .097 .097",
+    ("fashion_mnist", "weight"): ".886 .886 .887 .887 .882 .867 .737 .421 .256 .106",
+    ("fashion_mnist", "neuron"): ".886 .887 .886 .878 .734 .500 .136 .100 .100 .100",
+}
+SLOPE = (0.7, 0.8, 0.9, 0.95, 0.97)
+RESULTS = {(folder, name): pandas.read_csv(PLOTS / folder / f"{name}.csv")
+           for folder in ("", "retrained") for name in DATASETS}  # fmt: skip
+
+
+def runs(name, method, sparsity, column="test_accuracy", epochs=0):
+    """A column's value in each run of a data set, method and sparsity; one-shot ones of 10 runs."""
+    rows = RESULTS["retrained" if epochs else "", name]
+    chosen = rows[(rows["method"] == method) & (rows["retrain_epochs"] == epochs)]
+    return chosen[chosen["sparsity"] == sparsity].sort_values("run")[column].to_numpy()
+
+
+def acc(*key, **options):
+    """Mean accuracy, as text."""
+    return f"{runs(*key, **options).mean():.3f}"
+
+
+def cell(*key, **options):
+    """Mean and standard deviation over runs, in the short form of the tables."""
+    values = runs(*key, **options)
+    return f"{values.mean():.3f}±{values.std(ddof=1):.3f}".replace("0.", ".")
+
+
+def fast(*key, **options):
+    """Mean speed-up, as text."""
+    return f"{runs(*key, column='speedup', **options).mean():.1f}"
+
+
+def live(name, method, sparsity):
+    """Mean share of the weights that can act, in percent."""
+    return f"{100 * runs(name, method, sparsity, 'live_fraction').mean():.1f} %"
+
+
+def gap(better, worse):
+    """Mean paired difference over runs in points, with its 95 % interval (Student), as text."""
+    differences = 100 * (better - worse)
+    mean = differences.mean()
+    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
+    return f"{mean:.1f} points ({mean - half:.1f} to {mean + half:.1f})".replace("-", "−")
+
+
+def results_table(name):
+    """The table of a data set's results."""
+    lines = [
+        "|sparsity|weights|neurons|matched weights|random weights|random neurons|"
+        "weights, retrained|neurons, retrained|from scratch|neurons' speed-up|",
+        "|---:|" + "---:|" * 9,
+    ]
+    for sparsity in SPARSITIES:
+        cells = [cell(name, method, sparsity) for method in METHODS if method in ONE_SHOT]
+        cells += [cell(name, m, sparsity, epochs=1) for m in ("weight", "neuron", "scratch")]
+        lines.append("|".join(["", f"{sparsity:g}", *cells, fast(name, "neuron", sparsity), ""]))
+    return "\n".join(lines)
+
+
+ONE_SHOT = ("weight", "neuron", "matched_weight", "random_weight", "random_neuron")
+
+
+def original_table():
+    """The original's run beside the means here, where the curves fall."""
+    heads = [f"{title} {what}, {whose}" for title in ("MNIST", "Fashion-MNIST")
+             for what in ("weights", "neurons") for whose in ("original", "here")]  # fmt: skip
+    lines = ["|".join(["", "sparsity", *heads, ""]), "|---:|" + "---:|" * len(heads)]
+    for sparsity in SLOPE:
+        cells = [f"{sparsity:g}"]
+        for name, method in ORIGINAL:
+            cells.append(ORIGINAL[name, method].split()[SPARSITIES.index(sparsity)])
+            cells.append(cell(name, method, sparsity))
+        lines.append("|".join(["", *cells, ""]))
+    return "\n".join(lines)
+
+
+def sd(*key, **options):
+    """Standard deviation over runs, as text."""
+    return f"{runs(*key, **options).std(ddof=1):.3f}"
+
+
+def dense_runs(name, epochs):
+    """Accuracy of the dense networks that the one-shot or the retrained results come from."""
+    rows = RESULTS["retrained" if epochs else "", name]
+    rows = rows[(rows["sparsity"] == 0) & (rows["retrain_epochs"] == 0)]
+    return rows.drop_duplicates("run").sort_values("run")["test_accuracy"].to_numpy()
+
+
+def lost(name, method, sparsity, epochs=0):
+    """What pruned networks have lost against the dense ones they were made from."""
+    return gap(dense_runs(name, epochs), runs(name, method, sparsity, epochs=epochs))
+
+
+def ahead(name, method, sparsity):
+    """What retrained networks have won against the dense ones they were made from."""
+    return gap(runs(name, method, sparsity, epochs=1), dense_runs(name, 1))
+
+
+def over_scratch(name, sparsity):
+    """How far neuron-pruned, retrained networks lead fresh ones of the same sizes."""
+    return gap(*(runs(name, method, sparsity, epochs=1) for method in ("neuron", "scratch")))
+
+
+def of_runs(name, sparsity, epochs=0):
+    """In how many runs neuron-pruned networks are within one point of the dense one."""
+    lacking = dense_runs(name, epochs) - runs(name, "neuron", sparsity, epochs=epochs)
+    return f"{(lacking < 0.01 + 1e-9).sum()} of {len(lacking)} runs"
+
+
+# Every number of the prose that comes from plots/, in the order in which it appears.
+EXPECTED = [
+]  # fmt: skip
+NUMBER = r"\d\.\d{3}|−?\d+\.\d points \([^)]*\)|\d+\.\d %|\d+\.\d times|\d+ of \d+ runs"
+
+
+def test_every_number_of_the_prose_is_that_of_the_csv_files():
+    introduction = README.partition("## What it does")[0]
+    answers = README.partition("### What is striking?")[2].partition("## Your own")[0]
+    prose = " ".join((introduction + answers).split())
+    assert re.findall(NUMBER, prose) == EXPECTED
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_tables_of_results_are_those_of_the_csv_files(name):
+    assert results_table(name) in README
+
+
+def test_the_table_of_the_original_is_up_to_date():
+    assert original_table() in README
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_runs_that_both_commands_have_agree(name):
+    both = []
+    for folder in ("", "retrained"):
+        rows = RESULTS[folder, name].drop(columns="speedup")
+        both.append(rows[(rows["retrain_epochs"] == 0) & (rows["run"] < 5)])
+    pandas.testing.assert_frame_equal(*(rows.reset_index(drop=True) for rows in both))
+
+
+def test_every_figure_that_the_readme_shows_is_in_plots():
+    for path in re.findall(r"(?:src=\"|\]\()(plots/[\w/.-]+\.png)", README):
+        assert (ROOT / path).is_file()
+
+
+# ------------------------------------------------------------------------------------------ code
+
+
+def snippet(first_line):
+    """The Python code of the README that begins with a line."""
+    [code] = re.findall(rf"```python\n({re.escape(first_line)}.*?)```", README, re.DOTALL)
+    return code
+
+
+def test_the_snippet_prunes_a_model_with_convolutions_normalization_and_a_softmax_layer():
+    keras = tf.keras
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Conv2D(6, 3, activation="relu", bias_initializer="ones"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(20, activation="relu", bias_initializer="ones"),
+            keras.layers.Dense(10),
+            keras.layers.Softmax(),
+        ]
+    )
+    exec(snippet("import numpy"), {"model": model})
+    conv, _, _, dense, classifier, _ = model.layers
+    for layer, units in ((conv, 3), (dense, 10)):
+        kernel, bias = layer.get_weights()
+        gone = ~kernel.reshape(-1, kernel.shape[-1]).any(axis=0)
+        assert gone.sum() == units
+        np.testing.assert_array_equal(bias, np.where(gone, 0, 1))
+    assert classifier.get_weights()[0].all()
+    assert np.isfinite(model(np.ones((2, 8, 8, 1), np.float32))).all()
+
+
+def test_the_readme_lists_every_option_and_column():
+    source = (ROOT / "network_pruning.py").read_text()
+    for option in re.findall(r'add\("(--[\w-]+)"', source):
+        assert f"`{option}" in README, option
+    for column in RESULTS["", "mnist"].columns:
+        assert f"`{column}`" in README, column
+
+
+def test_67_pixels_of_mnist_are_always_0(real_data):
+    images = load_dataset("mnist", real_data).train_images
+    assert (images.max(axis=0) == 0).sum() == 67
