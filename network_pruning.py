@@ -645,13 +645,11 @@ def draw(ax, rows, x, y, methods=STYLES, faint=False):
         if faint:
             ax.plot(places, mean, ls=line, color=color, lw=0.8, label=label)
             continue
-        size = (
-            {"lw": 1, "ms": 3} if method.startswith("random") else {"lw": 2, "ms": 5, "zorder": 3}
-        )
-        behind = {"color": color, "alpha": 0.2, "zorder": 1}
-        ax.fill_between(places, mean - deviation, mean + deviation, lw=0, **behind)
-        ax.plot(places, runs, lw=0.5, **behind)
-        ax.plot(places, mean, ls=line, marker=marker, color=color, label=label, **size)
+        width = 1 if method.startswith("random") else 2
+        ax.fill_between(places, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0)
+        ax.plot(places, runs, lw=0.5, color=color, alpha=0.2)
+        look = {"ls": line, "lw": width, "marker": marker, "ms": 2.5 * width, "zorder": 2 + width}
+        ax.plot(places, mean, color=color, label=label, **look)
     ax.grid(color="#dddddd", lw=0.6)
 
 

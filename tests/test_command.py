@@ -1,11 +1,16 @@
 """The command as a user runs it: in a process of its own, on real data, without a network."""
 
+import fcntl
+import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
-from conftest import SCRIPT, read_rows, without_times
+from conftest import CLEAN, SCRIPT, read_rows, without_times
 
 from network_pruning import METHODS, SPARSITIES
 
@@ -130,6 +135,31 @@ def test_a_hundred_levels_are_swept(run_main, tmp_path):
     done = run_main(*SHORT, "--runs", 1, "--sparsities", *levels)
     assert done.returncode == 0
     assert len(read_rows(tmp_path / "plots" / "digits.csv")) == 500
+
+
+def test_a_terminal_shows_data_set_run_epoch_and_the_time_left(tmp_path):
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 30, 120, 0, 0))  # rows, columns
+    arguments = [*SHORT, "--runs", 2, "--epochs", 200, "--sparsities", 0.5]
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        cwd=tmp_path,
+        env=CLEAN,
+        stdout=subprocess.DEVNULL,
+        stderr=end,
+    )
+    os.close(end)
+    shown = b""
+    try:
+        while part := os.read(terminal, 65536):
+            shown += part
+    except OSError:  # the terminal's other end is closed
+        pass
+    os.close(terminal)
+    assert process.wait() == 0
+    text = shown.decode()
+    assert re.search(r"scikit-learn digits, run 2 of 2: dense, epoch \d+/200 +\d+ %\|", text)
+    assert re.search(r"\d\d:\d\d elapsed, \d\d:\d\d left", text)
 
 
 def test_the_real_data_sets_train_side_by_side(run_command, real_data, tmp_path):
