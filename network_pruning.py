@@ -539,6 +539,7 @@ def run_dataset(dataset, options, device, bar):
         if options.save_models and run == 0:
             networks = saving_models(networks, path.parent, dataset.name, options.retrain_epochs)
         measured = measure_networks(networks, data, report)
+        compiled.cache_clear()  # or the graphs of all sizes of all runs would stay in memory
         key = {"dataset": dataset.name, "run": run, "seed": options.seed}
         rows += [key | row | settings for row in measured]
         write_results(path, rows)

@@ -157,6 +157,7 @@ def original(data):
 
 def pytorch(batches, data):
     """Return work that trains the same network on batches in PyTorch, by its fused Adam."""
+    sys.modules["triton"] = None  # its LLVM and TensorFlow's end a process that loads both
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
