@@ -47,6 +47,11 @@ def fast(*key, **options):
     return f"{runs(*key, column='speedup', **options).mean():.1f}"
 
 
+def times(*key):
+    """Mean speed-up of one-shot pruned networks, as the prose has it."""
+    return f"{fast(*key)} times"
+
+
 def live(name, method, sparsity):
     """Mean share of the weights that can act, in percent."""
     return f"{100 * runs(name, method, sparsity, 'live_fraction').mean():.1f} %"
@@ -57,7 +62,8 @@ def gap(better, worse):
     differences = 100 * (better - worse)
     mean = differences.mean()
     half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    return f"{mean:.1f} points ({mean - half:.1f} to {mean + half:.1f})".replace("-", "−")
+    text = f"{mean:.1f} points ({mean - half:.1f} to {mean + half:.1f})"
+    return text.replace("-0.0", "0.0").replace("-", "−")
 
 
 def results_table(name):
@@ -126,8 +132,78 @@ def of_runs(name, sparsity, epochs=0):
 
 # Every number of the prose that comes from plots/, in the order in which it appears.
 EXPECTED = [
-]  # fmt: skip
-NUMBER = r"\d\.\d{3}|−?\d+\.\d points \([^)]*\)|\d+\.\d %|\d+\.\d times|\d+ of \d+ runs"
+    acc("mnist", "weight", 0),
+    acc("mnist", "weight", 0.8),
+    acc("mnist", "weight", 0.95),
+    acc("mnist", "neuron", 0.5),
+    acc("mnist", "neuron", 0.9),
+    acc("mnist", "weight", 0.95),
+    acc("mnist", "weight", 0.95, column="unbiased_accuracy"),
+    acc("mnist", "weight", 0.95, epochs=1),
+    acc("mnist", "neuron", 0.9, epochs=1),
+    times("mnist", "neuron", 0.9),
+    lost("mnist", "weight", 0.8),
+    lost("fashion_mnist", "weight", 0.8),
+    lost("mnist", "neuron", 0.5),
+    lost("fashion_mnist", "neuron", 0.5),
+    acc("mnist", "weight", 0.9),
+    acc("mnist", "weight", 0.95),
+    sd("mnist", "weight", 0),
+    sd("mnist", "weight", 0.95),
+    gap(runs("mnist", "weight", 0.8), runs("mnist", "neuron", 0.8)),
+    gap(runs("fashion_mnist", "weight", 0.8), runs("fashion_mnist", "neuron", 0.8)),
+    live("mnist", "neuron", 0.8),
+    live("mnist", "weight", 0.8),
+    gap(runs("mnist", "matched_weight", 0.7), runs("mnist", "neuron", 0.7)),
+    gap(runs("mnist", "matched_weight", 0.8), runs("mnist", "neuron", 0.8)),
+    gap(runs("mnist", "matched_weight", 0.9), runs("mnist", "neuron", 0.9)),
+    gap(runs("fashion_mnist", "matched_weight", 0.7), runs("fashion_mnist", "neuron", 0.7)),
+    gap(runs("fashion_mnist", "matched_weight", 0.8), runs("fashion_mnist", "neuron", 0.8)),
+    gap(runs("fashion_mnist", "matched_weight", 0.9), runs("fashion_mnist", "neuron", 0.9)),
+    gap(
+        runs("mnist", "matched_weight", 0.8, "unbiased_accuracy"),
+        runs("mnist", "neuron", 0.8, "unbiased_accuracy"),
+    ),
+    gap(
+        runs("fashion_mnist", "matched_weight", 0.8, "unbiased_accuracy"),
+        runs("fashion_mnist", "neuron", 0.8, "unbiased_accuracy"),
+    ),
+    lost("mnist", "random_weight", 0.5),
+    lost("fashion_mnist", "random_weight", 0.5),
+    lost("mnist", "weight", 0.5),
+    lost("fashion_mnist", "weight", 0.5),
+    acc("mnist", "random_weight", 0.8),
+    acc("mnist", "random_weight", 0.8, column="unbiased_accuracy"),
+    ahead("mnist", "weight", 0.9),
+    ahead("fashion_mnist", "weight", 0.9),
+    lost("mnist", "neuron", 0.8, epochs=1),
+    lost("fashion_mnist", "neuron", 0.8, epochs=1),
+    lost("mnist", "neuron", 0.9, epochs=1),
+    lost("fashion_mnist", "neuron", 0.9, epochs=1),
+    acc("mnist", "weight", 0, epochs=1),
+    acc("fashion_mnist", "weight", 0, epochs=1),
+    over_scratch("mnist", 0.8),
+    over_scratch("fashion_mnist", 0.8),
+    over_scratch("mnist", 0.9),
+    over_scratch("fashion_mnist", 0.9),
+    over_scratch("mnist", 0.95),
+    over_scratch("fashion_mnist", 0.95),
+    times("mnist", "neuron", 0.5),
+    of_runs("mnist", 0.5),
+    times("fashion_mnist", "neuron", 0.25),
+    of_runs("fashion_mnist", 0.25),
+    times("mnist", "neuron", 0.8),
+    of_runs("mnist", 0.8, 1),
+    times("mnist", "neuron", 0.9),
+    of_runs("mnist", 0.9, 1),
+    times("fashion_mnist", "neuron", 0.6),
+    of_runs("fashion_mnist", 0.6, 1),
+    times("fashion_mnist", "neuron", 0.8),
+    of_runs("fashion_mnist", 0.8, 1),
+]
+NUMBER = (
+    r"(?<![\d.])\d\.\d{3}(?!\d)|−?\d+\.\d points \([^)]*\)|\d+\.\d %|\d+\.\d times|\d+ of \d+ runs"
+)
 
 
 def test_every_number_of_the_prose_is_that_of_the_csv_files():
