@@ -153,16 +153,10 @@ def apply_adam(variable, m, v, mask, gradient, steps, rate):
 
     This is TensorFlow's one fused operation; Keras 3's Adam is a chain of small ones.
     """
-    tf.raw_ops.ResourceApplyAdam(
-        var=variable.handle,
-        m=m.handle,
-        v=v.handle,
-        grad=gradient if mask is None else gradient * mask,
-        lr=rate,
-        beta1_power=ADAM["beta1"] ** steps,
-        beta2_power=ADAM["beta2"] ** steps,
-        **ADAM,
-    )
+    gradient = gradient if mask is None else gradient * mask
+    state = {"var": variable.handle, "m": m.handle, "v": v.handle}
+    powers = {"beta1_power": ADAM["beta1"] ** steps, "beta2_power": ADAM["beta2"] ** steps}
+    tf.raw_ops.ResourceApplyAdam(grad=gradient, lr=rate, **state, **powers, **ADAM)
 
 
 def trainable(values):
@@ -874,9 +868,10 @@ def load_digits():
 
 def check_dataset(dataset):
     """Raise UserError, naming the files, unless images and labels fit each other."""
-    train_images, train_labels, test_images, test_labels = dataset[3:]
+    _, _, _, train_images, train_labels, test_images, test_labels = dataset
     classes = int(train_labels.max(initial=0)) + 1
-    for part, images, labels in (("train", *dataset[3:5]), ("t10k", *dataset[5:])):
+    parts = ("train", train_images, train_labels), ("t10k", test_images, test_labels)
+    for part, images, labels in parts:
         files = f"{dataset.name} from {dataset.source}: {part}-images and {part}-labels"
         if images.size == 0 or len(images) != len(labels):
             raise UserError(f"{files} have {len(images)} images and {len(labels)} labels")
@@ -940,11 +935,7 @@ def parse_options(arguments):
     add("--batch-size", type=count, default=BATCH_SIZE, help="images per training step")
     add("--learning-rate", type=rate, default=LEARNING_RATE, help="of Adam")
     add("--precision", choices=PRECISIONS, default="float32", help="of training's matrix products")
-    add(
-        "--save-models",
-        action="store_true",
-        help="also save the first run's neuron-pruned networks",
-    )
+    add("--save-models", action="store_true", help="save the neuron-pruned networks of one run")
     add("--replot", action="store_true", help="only draw the CSV files in --output-dir again")
     options = parser.parse_args(arguments)
     if error := wrong_option(options):
