@@ -805,7 +805,7 @@ def load_datasets(names, data_dir):
     except UserError as error:
         if names or data_dir:
             raise
-        print(f"{error}\nUsing the bundled {BUNDLED} instead.", file=sys.stderr)
+        print(f"{error}\nUsing scikit-learn's {BUNDLED} instead.", file=sys.stderr)
         return [load_dataset(BUNDLED, data_dir)]
 
 
@@ -837,6 +837,9 @@ def read_idx(path, dimensions):
             raise ValueError(f"its header is not that of bytes in {dimensions} dimension(s)")
         shape = np.frombuffer(content, ">u4", dimensions, offset=4).tolist()
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except FileNotFoundError as error:
+        advice = f"--data-dir is the folder that contains {path.parent.name}/"
+        raise UserError(f"there is no {path}.gz, nor one without .gz; {advice}") from error
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise UserError(f"{path} is not a whole IDX file: {error}") from error
 
@@ -918,25 +921,25 @@ def parse_options(arguments):
     """Parse the command line; exit with a message if it is wrong."""
     share, rate = between(float, 0, 1), between(float, 1e-38, 1e38)
     natural, count = between(int, 0, 2**31 - 1), between(int, 1, 2**31 - 1)
-    form = argparse.ArgumentDefaultsHelpFormatter
-    summary, name = __doc__.partition("\n")[0], Path(__file__).name
-    parser = argparse.ArgumentParser(name, None, summary, formatter_class=form, allow_abbrev=False)
+    sparsities, hidden = (" ".join(map(str, values)) for values in (SPARSITIES, HIDDEN_UNITS))
+    name, usage, summary = Path(__file__).name, "%(prog)s [options]", __doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(name, usage, summary, allow_abbrev=False)
     add = parser.add_argument
-    add("--datasets", nargs="+", help="mnist, fashion_mnist, digits or a folder in --data-dir")
-    add("--data-dir", type=Path, help="folder of IDX files, as mnist/train-images-idx3-ubyte.gz")
-    add("--output-dir", type=Path, default="plots", help="folder to write to")
-    add("--methods", nargs="+", choices=METHODS, help="all but global_weight, if not given")
-    add("--sparsities", nargs="+", type=share, default=SPARSITIES, help="fractions; 0 is added")
-    add("--retrain-epochs", type=natural, default=0, help="epochs of training after pruning")
-    add("--runs", type=count, default=RUNS, help="networks per data set")
-    add("--seed", type=natural, default=0, help="seed of all random draws")
-    add("--hidden-units", nargs="+", type=count, default=HIDDEN_UNITS, help="of each hidden layer")
-    add("--epochs", type=count, default=EPOCHS, help="passes over the training set")
-    add("--batch-size", type=count, default=BATCH_SIZE, help="images per training step")
-    add("--learning-rate", type=rate, default=LEARNING_RATE, help="of Adam")
-    add("--precision", choices=PRECISIONS, default="float32", help="of training's matrix products")
+    add("--datasets", nargs="+", help="mnist, fashion_mnist, digits, or a folder in --data-dir")
+    add("--data-dir", type=Path, help="folder of folders of IDX files, instead of a download")
+    add("--output-dir", type=Path, default="plots", help="folder to write to (%(default)s)")
+    add("--methods", nargs="+", choices=METHODS, help="all but global_weight, unless given")
+    add("--sparsities", nargs="+", type=share, default=SPARSITIES, help=f"fractions ({sparsities})")
+    add("--retrain-epochs", type=natural, default=0, help="epochs after pruning (%(default)s)")
+    add("--runs", type=count, default=RUNS, help="networks per data set (%(default)s)")
+    add("--seed", type=natural, default=0, help="seed of all random draws (%(default)s)")
+    add("--hidden-units", nargs="+", type=count, default=HIDDEN_UNITS, help=f"units ({hidden})")
+    add("--epochs", type=count, default=EPOCHS, help="epochs of training (%(default)s)")
+    add("--batch-size", type=count, default=BATCH_SIZE, help="images per step (%(default)s)")
+    add("--learning-rate", type=rate, default=LEARNING_RATE, help="rate of Adam (%(default)s)")
+    add("--precision", choices=PRECISIONS, default="float32", help="type of training's products")
     add("--save-models", action="store_true", help="save the neuron-pruned networks of one run")
-    add("--replot", action="store_true", help="only draw the CSV files in --output-dir again")
+    add("--replot", action="store_true", help="only draw figures, from CSV files in --output-dir")
     options = parser.parse_args(arguments)
     if error := wrong_option(options):
         parser.error(error)
@@ -953,12 +956,16 @@ def wrong_option(options):
     methods = options.methods or []
     if SCRATCH in methods and not (options.retrain_epochs and "neuron" in methods):
         return f"--methods {SCRATCH} needs neuron beside it, and --retrain-epochs"
+    if options.save_models and methods and "neuron" not in methods:
+        return "--save-models saves what --methods neuron makes: add it"
     if options.data_dir and not os.path.isdir(options.data_dir):
         return f"--data-dir {options.data_dir} is not a folder"
     for name in options.datasets or []:
         known = options.data_dir or options.replot or name in TITLES
         if Path(name).name != name or not known:
             return f"--datasets {name}: one of {', '.join(TITLES)}, or a folder in --data-dir"
+    if options.replot:
+        return ""
     try:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=options.output_dir).close()
@@ -1037,7 +1044,7 @@ def replot(options):
     """Draw the figures of the named data sets, or of all, from their CSV files again."""
     names = options.datasets or [path.stem for path in sorted(options.output_dir.glob("*.csv"))]
     if not names:
-        raise UserError(f"there is no CSV file in {options.output_dir}: pass --output-dir DIR")
+        raise UserError(f"there is no CSV file in {options.output_dir} (--output-dir)")
     for name in names:
         path = options.output_dir / f"{name}.csv"
         try:

@@ -268,9 +268,10 @@ def test_replot_names_a_file_that_it_cannot_draw(run_main, tmp_path, content, me
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_replot_of_an_empty_folder_says_so(run_main):
+def test_replot_of_no_folder_says_so_and_makes_none(run_main, tmp_path):
     done = run_main("--replot", "--output-dir", "empty")
     assert done.returncode == 1 and "there is no CSV file in empty" in done.stderr
+    assert not (tmp_path / "empty").exists()
 
 
 def test_ticks_outside_the_values_are_not_drawn():
