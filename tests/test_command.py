@@ -10,8 +10,9 @@ import sys
 import termios
 
 import pytest
-from conftest import CLEAN, SCRIPT, read_rows, without_times
+from conftest import CLEAN, DEVICE, SCRIPT, read_rows, without_times
 
+import network_pruning
 from network_pruning import METHODS, SPARSITIES
 
 SHORT = ("--datasets", "digits", "--epochs", 2, "--hidden-units", 50, 20)
@@ -128,6 +129,17 @@ def test_the_precision_of_training_can_be_chosen(run_main, tmp_path, precision):
         return
     run_main(*SHORT, "--runs", 1, "--sparsities", 0, "--output-dir", "other")
     assert row["test_loss"] != read_rows(tmp_path / "other" / "digits.csv")[0]["test_loss"]
+
+
+@pytest.mark.skipif(DEVICE.startswith("GPU"), reason="TensorFlow sees a GPU here")
+@pytest.mark.parametrize("hidden", [True, False])
+def test_a_gpu_that_tensorflow_does_not_see_is_pointed_out(run_main, monkeypatch, hidden):
+    monkeypatch.setattr(network_pruning.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden:  # by the user, who wants the CPU
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    done = run_main(*SHORT, "--runs", 1, "--epochs", 1, "--sparsities", 0)
+    assert ("TensorFlow does not see the NVIDIA GPU" in done.stdout) != hidden
 
 
 def test_a_hundred_levels_are_swept(run_main, tmp_path):
