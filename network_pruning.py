@@ -921,7 +921,7 @@ def parse_options(arguments):
     """Parse the command line; exit with a message if it is wrong."""
     share, rate = between(float, 0, 1), between(float, 1e-38, 1e38)
     natural, count = between(int, 0, 2**31 - 1), between(int, 1, 2**31 - 1)
-    sparsities, hidden = (" ".join(map(str, values)) for values in (SPARSITIES, HIDDEN_UNITS))
+    sparsities, units = (" ".join(map(str, values)) for values in (SPARSITIES, HIDDEN_UNITS))
     name, usage, summary = Path(__file__).name, "%(prog)s [options]", __doc__.partition("\n")[0]
     parser = argparse.ArgumentParser(name, usage, summary, allow_abbrev=False)
     add = parser.add_argument
@@ -933,11 +933,11 @@ def parse_options(arguments):
     add("--retrain-epochs", type=natural, default=0, help="epochs after pruning (%(default)s)")
     add("--runs", type=count, default=RUNS, help="networks per data set (%(default)s)")
     add("--seed", type=natural, default=0, help="seed of all random draws (%(default)s)")
-    add("--hidden-units", nargs="+", type=count, default=HIDDEN_UNITS, help=f"units ({hidden})")
+    add("--hidden-units", nargs="+", type=count, default=HIDDEN_UNITS, help=f"units ({units})")
     add("--epochs", type=count, default=EPOCHS, help="epochs of training (%(default)s)")
     add("--batch-size", type=count, default=BATCH_SIZE, help="images per step (%(default)s)")
     add("--learning-rate", type=rate, default=LEARNING_RATE, help="rate of Adam (%(default)s)")
-    add("--precision", choices=PRECISIONS, default="float32", help="type of training's products")
+    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="type of matrix products")
     add("--save-models", action="store_true", help="save the neuron-pruned networks of one run")
     add("--replot", action="store_true", help="only draw figures, from CSV files in --output-dir")
     options = parser.parse_args(arguments)
@@ -1030,8 +1030,8 @@ def run_experiment(options):
             '[and-cuda]"; if that is done, see https://www.tensorflow.org/install/pip')  # fmt: skip
     work = options.runs * sum(planned_work(dataset, options) for dataset in datasets)
     shape = "{desc} {percentage:3.0f} %|{bar}| {elapsed} elapsed, {remaining} left"
-    hidden = not (sys.stderr and sys.stderr.isatty())
-    with tqdm(total=work, disable=hidden, leave=False, smoothing=0, bar_format=shape) as bar:
+    no_terminal = not (sys.stderr and sys.stderr.isatty())
+    with tqdm(total=work, disable=no_terminal, leave=False, smoothing=0, bar_format=shape) as bar:
         try:
             for dataset in datasets:
                 run_dataset(dataset, options, device, bar)

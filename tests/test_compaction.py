@@ -1,9 +1,11 @@
 """Networks that really shrink: compaction, the weights that still act, the speed, the files."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import draw_kernels, read_rows, recipe
+from conftest import draw_kernels, read_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,7 +132,7 @@ def test_what_cannot_be_compacted_is_refused(shapes, message):
 def measured(kernels, dense_weights, images, labels, bias=None):
     """Measure a network on a few images."""
     bias = np.zeros(kernels[-1].shape[1], np.float32) if bias is None else bias
-    data = recipe(test_images=tf.constant(images), test_labels=np.array(labels))
+    data = SimpleNamespace(test_images=tf.constant(images), test_labels=np.array(labels))
     return measure(Network(kernels, bias), dense_weights, data)
 
 
@@ -178,7 +180,7 @@ def test_a_speedup_above_1_means_faster_than_dense_and_equal_sizes_share_it(monk
     for method in ("neuron", "random_neuron"):
         for sparsity, achieved, small in prune(dense, method, [0.5, 0.9], rng):
             networks.append((Variant(method, sparsity, 0, achieved), small))
-    data = recipe(test_images=tf.zeros((5, 6)), test_labels=np.zeros(5, np.int64))
+    data = SimpleNamespace(test_images=tf.zeros((5, 6)), test_labels=np.zeros(5, np.int64))
     seconds = {"6-40-10": 8.0, "6-20-10": 4.0, "6-4-10": 1.0}
     monkeypatch.setattr(
         network_pruning, "time_networks", lambda of_sizes, _: {s: seconds[s] for s in of_sizes}

@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import PLOTS, ROOT
 from scipy import stats
 
-from network_pruning import METHODS, SPARSITIES, load_dataset
+from network_pruning import SPARSITIES, load_dataset
 
 README = (ROOT / "README.md").read_text()
 DATASETS = ("mnist", "fashion_mnist")
@@ -19,6 +19,7 @@ ORIGINAL = {  # test accuracy of one run of the original's own script, at SPARSI
     ("fashion_mnist", "weight"): ".886 .886 .887 .887 .882 .867 .737 .421 .256 .106",
     ("fashion_mnist", "neuron"): ".886 .887 .886 .878 .734 .500 .136 .100 .100 .100",
 }
+ONE_SHOT = ("weight", "neuron", "matched_weight", "random_weight", "random_neuron")
 SLOPE = (0.7, 0.8, 0.9, 0.95, 0.97)
 RESULTS = {(folder, name): pandas.read_csv(PLOTS / folder / f"{name}.csv")
            for folder in ("", "retrained") for name in DATASETS}  # fmt: skip
@@ -72,35 +73,37 @@ def gap(better, worse):
     return f"{mean} points {rest}"
 
 
+def markdown(heads, rows, first="---:"):
+    """A table; all columns are aligned to the right, but the first as it is told."""
+    lines = [heads, [first] + ["---:"] * (len(heads) - 1), *rows]
+    return "\n".join("|".join(["", *line, ""]) for line in lines)
+
+
 def results_table(name):
     """The table of a data set's results."""
-    lines = [
-        "|sparsity|weights|neurons|matched weights|random weights|random neurons|"
-        "weights, retrained|neurons, retrained|from scratch|neurons' speed-up|",
-        "|---:|" + "---:|" * 9,
-    ]
+    heads = ["sparsity", "weights", "neurons", "matched weights", "random weights"]
+    heads += ["random neurons", "weights, retrained", "neurons, retrained", "from scratch"]
+    rows = []
     for sparsity in SPARSITIES:
-        cells = [cell(name, method, sparsity) for method in METHODS if method in ONE_SHOT]
+        cells = [cell(name, method, sparsity) for method in ONE_SHOT]
         cells += [cell(name, m, sparsity, epochs=1) for m in ("weight", "neuron", "scratch")]
-        lines.append("|".join(["", f"{sparsity:g}", *cells, fast(name, "neuron", sparsity), ""]))
-    return "\n".join(lines)
-
-
-ONE_SHOT = ("weight", "neuron", "matched_weight", "random_weight", "random_neuron")
+        rows.append([f"{sparsity:g}", *cells, fast(name, "neuron", sparsity)])
+    return markdown([*heads, "neurons' speed-up"], rows)
 
 
 def original_table():
     """The original's run beside the means here, where the curves fall."""
-    heads = [f"{title} {what}, {whose}" for title in ("MNIST", "Fashion-MNIST")
-             for what in ("weights", "neurons") for whose in ("original", "here")]  # fmt: skip
-    lines = ["|".join(["", "sparsity", *heads, ""]), "|---:|" + "---:|" * len(heads)]
+    heads = ["sparsity"]
+    for title in ("MNIST", "Fashion-MNIST"):
+        for what in ("weights", "neurons"):
+            heads += [f"{title} {what}, original", f"{title} {what}, here"]
+    rows = []
     for sparsity in SLOPE:
-        cells = [f"{sparsity:g}"]
+        rows.append([f"{sparsity:g}"])
         for name, method in ORIGINAL:
-            cells.append(ORIGINAL[name, method].split()[SPARSITIES.index(sparsity)])
-            cells.append(cell(name, method, sparsity))
-        lines.append("|".join(["", *cells, ""]))
-    return "\n".join(lines)
+            published = ORIGINAL[name, method].split()[SPARSITIES.index(sparsity)]
+            rows[-1] += [published, cell(name, method, sparsity)]
+    return markdown(heads, rows)
 
 
 def sd(*key, **options):
@@ -129,16 +132,26 @@ def of_runs(name, sparsity, epochs=0):
 def leads_table(levels, leads):
     """How far some networks lead others, in points, on both data sets at some levels."""
     heads = [f"{title} {level:.0%}" for title in ("MNIST", "Fashion-MNIST") for level in levels]
-    lines = ["|".join(["", "lead in points", *heads, ""]), "|---|" + "---:|" * len(heads)]
-    for lead, of in leads.items():
-        cells = [interval(*of(name, level)) for name in DATASETS for level in levels]
-        lines.append("|".join(["", lead, *cells, ""]))
-    return "\n".join(lines)
+    rows = [
+        [lead, *(interval(*of(name, level)) for name in DATASETS for level in levels)]
+        for lead, of in leads.items()
+    ]
+    return markdown(["lead in points", *heads], rows, first="---")
 
 
 def over_neurons(method, column="test_accuracy"):
     """The values of a method and of neuron pruning in each run."""
     return lambda name, level: [runs(name, m, level, column) for m in (method, "neuron")]
+
+
+def over_dense(method):
+    """The accuracy of a method's retrained networks, and of the dense ones they come from."""
+    return lambda name, level: [runs(name, method, level, epochs=1), dense_runs(name, 1)]
+
+
+def over_scratch(name, level):
+    """The accuracy of neuron-pruned, retrained networks, and of fresh ones of their sizes."""
+    return [runs(name, method, level, epochs=1) for method in ("neuron", "scratch")]
 
 
 ONE_SHOT_LEADS = {
@@ -147,17 +160,9 @@ ONE_SHOT_LEADS = {
     "the same without the output bias": over_neurons("matched_weight", "unbiased_accuracy"),
 }
 RETRAINED_LEADS = {
-    "weights, retrained, over dense": lambda name, level: [
-        runs(name, "weight", level, epochs=1),
-        dense_runs(name, 1),
-    ],
-    "neurons, retrained, over dense": lambda name, level: [
-        runs(name, "neuron", level, epochs=1),
-        dense_runs(name, 1),
-    ],
-    "neurons, retrained, over scratch": lambda name, level: [
-        runs(name, method, level, epochs=1) for method in ("neuron", "scratch")
-    ],
+    "weights, retrained, over dense": over_dense("weight"),
+    "neurons, retrained, over dense": over_dense("neuron"),
+    "neurons, retrained, over scratch": over_scratch,
 }
 
 
