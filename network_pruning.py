@@ -20,6 +20,7 @@ import math
 import numbers
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -39,6 +40,7 @@ tf = None  # set by `configure_tensorflow`
 
 # ---------------------------------------------------------------------------------- constants
 
+NAME = Path(__file__).name
 HIDDEN_UNITS = (1000, 1000, 500, 200)
 EPOCHS = 10
 BATCH_SIZE = 128  # images
@@ -48,7 +50,7 @@ PRECISIONS = ("float32", "bfloat16")  # of the matrix products in training; the 
 RUNS = 3  # networks per data set
 SPARSITIES = (0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 
-BATCHES_PER_CALL = 50  # of TensorFlow; Python then sees to the progress bar and to Ctrl-C
+BATCHES_PER_CALL = 50  # of TensorFlow, which does not react to Ctrl-C meanwhile
 FAILED_LOSS = 2  # times the loss of chance, ln(classes); untrained networks are below
 TIMING_ROUNDS = 3
 DECIMALS = 6  # in the CSV
@@ -56,13 +58,15 @@ DECIMALS = 6  # in the CSV
 DOWNLOADED = ("mnist", "fashion_mnist")  # by keras.datasets
 BUNDLED = "digits"  # with scikit-learn
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "scikit-learn digits"}
-IDX_FILES = {  # published name: dimensions
-    "train-images-idx3-ubyte": 3,
-    "train-labels-idx1-ubyte": 1,
-    "t10k-images-idx3-ubyte": 3,
-    "t10k-labels-idx1-ubyte": 1,
-}
-IDX_UNSIGNED_BYTE = 8  # the header's code for the type of the elements
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+IDX_BYTES = bytes(
+    (0, 0, 8)
+)  # how a file of unsigned bytes begins; its number of dimensions follows
 IDX_LIMIT = 2**30  # bytes, unpacked; MNIST's largest file has 47 million
 DOWNLOAD_TIMEOUT = 10  # seconds without data
 
@@ -166,34 +170,31 @@ def trainable(values):
     return [tf.Variable(values), tf.Variable(0 * values), tf.Variable(0 * values), mask]
 
 
-def train(network, images, labels, epochs, options, rng, report=lambda stage, work: None):
+def train(network, images, labels, epochs, options, rng, bar):
     """Return a network trained further by Adam on softmax cross-entropy; weights of 0 stay 0.
 
     An epoch is a permutation of the images; Adam starts afresh. images: tensor [n, pixels] in
     [0, 1], float32 or bfloat16, which is the precision of the matrix products. labels: tensor [n]
-    of int64. options: has batch_size and learning_rate. rng: draws the order of the images.
-    report: is called with the epoch and the multiply-adds done since the last call. Raises
-    UserError if the loss is not finite, or far above that of chance in the end.
+    of int64. options: has batch_size and learning_rate. rng: draws the order of the images. bar: a
+    tqdm that counts epochs. Raises UserError if the loss is not finite, or far above that of chance
+    in the end.
     """
     parameters = [trainable(values) for values in (*network.kernels, network.bias)]
-    steps, train_some = tf.Variable(0.0), compiled(train_batches)
     # tensors, since TensorFlow would trace anew for every other Python number
     batch_size, rate = tf.constant(options.batch_size), tf.constant(options.learning_rate)
+    steps, train_part = tf.Variable(0.0), compiled(train_batches)
     span = BATCHES_PER_CALL * options.batch_size
     for epoch in range(1, epochs + 1):
+        bar.set_postfix_str(f"epoch {epoch}/{epochs}")
         order = tf.constant(rng.permutation(len(images)))
         for start in range(0, len(images), span):
-            stop = min(start + span, len(images))
-            part = order, tf.constant(start), tf.constant(stop)
-            loss = float(train_some(parameters, steps, images, labels, *part, batch_size, rate))
-            # the backward pass has two products for each one of the forward pass
-            report(f"epoch {epoch}/{epochs}", 3 * (stop - start) * count_weights(network.kernels))
+            part = order, tf.constant(start), tf.constant(min(start + span, len(images)))
+            loss = train_part(parameters, steps, images, labels, *part, batch_size, rate).numpy()
+        bar.update()
         limit = FAILED_LOSS * math.log(network.bias.size) if epoch == epochs else math.inf
         if not loss < limit:  # or not a number
-            raise UserError(
-                f"training failed in epoch {epoch}: the loss is {loss:g}; "
-                f"pass a --learning-rate below {options.learning_rate:g}"
-            )
+            advice = f"pass a --learning-rate below {options.learning_rate:g}"
+            raise UserError(f"training failed in epoch {epoch}: the loss is {loss:g}; {advice}")
     *kernels, bias = [variable.numpy() for variable, *_ in parameters]
     return Network(kernels, bias)
 
@@ -215,7 +216,7 @@ def prune_weights(kernel, sparsity):
     fraction in [0, 1]. Raises ValueError for anything else.
     """
     kernel = check_prunable(kernel, sparsity)
-    return zero_lowest(kernel, rank(magnitudes(kernel)), round(sparsity * kernel.size))
+    return zero_lowest(kernel, rank(magnitudes(kernel)), sparsity)
 
 
 def prune_neurons(kernel, sparsity):
@@ -227,11 +228,10 @@ def prune_neurons(kernel, sparsity):
     removes a superset of what a lower one removes. A removed unit that has a bias still outputs a
     constant: set its bias to 0 as well.
 
-    kernel: real numbers [fan_in, units], or [..., units] as in a convolution, finite. sparsity: a
-    fraction in [0, 1]. Raises ValueError for anything else.
+    Arguments as those of `prune_weights`.
     """
     kernel = check_prunable(kernel, sparsity)
-    return zero_lowest(kernel, rank(unit_norms(kernel)), round(sparsity * kernel.shape[-1]))
+    return zero_lowest(kernel, rank(unit_norms(kernel)), sparsity)
 
 
 def check_prunable(kernel, sparsity):
@@ -240,9 +240,7 @@ def check_prunable(kernel, sparsity):
     if kernel.ndim < 2:
         raise ValueError(f"a kernel has shape [fan_in, units], not {list(kernel.shape)}")
     if kernel.dtype.kind not in "fiu" or not np.isfinite(kernel).all():
-        raise ValueError(
-            f"a kernel has finite real weights; this one, of {kernel.dtype}, has others"
-        )
+        raise ValueError(f"a kernel has finite real weights; this one, of {kernel.dtype}, does not")
     if not isinstance(sparsity, numbers.Real) or not 0 <= sparsity <= 1:  # or not a number
         raise ValueError(f"sparsity is a fraction in [0, 1], not {sparsity!r}")
     return kernel
@@ -255,93 +253,72 @@ def rank(scores):
     return places.reshape(scores.shape)
 
 
-def zero_lowest(kernel, ranks, count):
-    """Copy a kernel [..., units] with what ranks below `count` set to 0.
+def zero_lowest(kernel, ranks, sparsity):
+    """Copy a kernel [..., units] with the lowest ranks, a share of `sparsity` of all, set to 0.
 
     ranks: of the weights, in the shape of the kernel, or of the units, [units].
     """
-    return np.where(ranks >= count, kernel, kernel.dtype.type(0))
+    return np.where(ranks >= round(sparsity * ranks.size), kernel, kernel.dtype.type(0))
 
 
-def magnitudes(kernel, rng=None):
+def magnitudes(kernel):
     """Magnitude of each weight, in the shape of the kernel."""
     return np.abs(kernel, dtype=np.float64)  # in which no integer's magnitude overflows
 
 
-def unit_norms(kernel, rng=None):
+def unit_norms(kernel):
     """L2 norm of each unit's incoming weights, [units]."""
     # float64, in which the squares of float32 weights neither overflow nor vanish
     return np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]).astype(np.float64), axis=0)
 
 
-def random_weights(kernel, rng):
-    """A random score for each weight, in the shape of the kernel."""
-    return rng.permutation(kernel.size).reshape(kernel.shape)
+def uniform(kernels, sparsity):
+    """Sparsity of each layer: the same for all."""
+    return [sparsity] * len(kernels)
 
 
-def random_units(kernel, rng):
-    """A random score for each unit, [units]."""
-    return rng.permutation(kernel.shape[-1])
-
-
-def layer_by_layer(kernels, ranks, sparsity):
-    """How many of the ranks to remove from each kernel: the same share of all."""
-    return [round(sparsity * layer.size) for layer in ranks]
-
-
-def as_neurons(kernels, ranks, sparsity):
-    """How many weights to remove from each kernel, to keep as many as neuron pruning leaves live.
+def as_neurons(kernels, sparsity):
+    """Sparsity of each layer that keeps as many weights as neuron pruning leaves live in it.
 
     Some of those kept may end in units that nothing else reaches, and so be dead themselves.
     """
     classes = np.ones((kernels[-1].shape[1], 1))  # an output layer that uses every unit
     *live, _ = compact([*(prune_neurons(kernel, sparsity) for kernel in kernels), classes])
-    return [kernel.size - np.count_nonzero(left) for kernel, left in zip(kernels, live)]
+    return [1 - np.count_nonzero(left) / kernel.size for kernel, left in zip(kernels, live)]
 
 
-def together(kernels, ranks, sparsity):
-    """How many weights to remove from each kernel: those among the smallest of all kernels.
+def by_global_rank(kernels, sparsity):
+    """Sparsity of each layer that removes the smallest weights of all layers together.
 
     That is the rule of torch's `global_unstructured`.
     """
     scores = np.concatenate([magnitudes(kernel).ravel() for kernel in kernels])
-    layers = np.repeat(np.arange(len(kernels)), [kernel.size for kernel in kernels])
-    lowest = np.argsort(scores, kind="stable")[: round(sparsity * scores.size)]
-    return np.bincount(layers[lowest], minlength=len(kernels))
+    removed = rank(scores) < round(sparsity * scores.size)
+    ends = np.cumsum([kernel.size for kernel in kernels])
+    return [layer.mean() for layer in np.split(removed, ends[:-1])]
 
 
-class Method(NamedTuple):
-    """What a method scores in a kernel, and how many of the lowest it removes from each layer."""
-
-    score: object
-    count: object
-
-
-SCRATCH = "scratch"  # takes the layer sizes of a neuron-pruned network and trains afresh
-METHODS = {
-    "weight": Method(magnitudes, layer_by_layer),
-    "neuron": Method(unit_norms, layer_by_layer),
-    "matched_weight": Method(magnitudes, as_neurons),
-    "random_weight": Method(random_weights, layer_by_layer),
-    "random_neuron": Method(random_units, layer_by_layer),
-    "global_weight": Method(magnitudes, together),
-    SCRATCH: Method(unit_norms, layer_by_layer),
+METHODS = {  # name: what is scored in a kernel, and the sparsity of each layer
+    "weight": (magnitudes, uniform),
+    "neuron": (unit_norms, uniform),
+    "matched_weight": (magnitudes, as_neurons),
+    "random_weight": (magnitudes, uniform),  # whose ranks are shuffled
+    "random_neuron": (unit_norms, uniform),
+    "global_weight": (magnitudes, by_global_rank),
 }
 
 
-def prune(network, method, sparsities, rng):
-    """Yield each sparsity, the share of hidden weights set to 0, and the compacted network.
+def prune(kernels, method, sparsities, rng):
+    """Yield the kernels of hidden layers, [fan_in, units] each, pruned at each of the sparsities.
 
-    The output layer is never pruned. method: a key of METHODS. rng: draws the random scores.
+    method: a key of METHODS. rng: shuffles the ranks for the random baselines.
     """
-    *hidden, output = network.kernels
-    score, count = METHODS[method]
-    ranks = [rank(score(kernel, rng)) for kernel in hidden]
+    score, layer_sparsities = METHODS[method]
+    ranks = [rank(score(kernel)) for kernel in kernels]
+    if method.startswith("random"):
+        ranks = [rng.permutation(layer.size).reshape(layer.shape) for layer in ranks]
     for sparsity in sparsities:
-        counts = count(hidden, ranks, sparsity)
-        pruned = [zero_lowest(*layer) for layer in zip(hidden, ranks, counts)]
-        achieved = 1 - sum(map(np.count_nonzero, pruned)) / count_weights(hidden)
-        yield sparsity, round(achieved, DECIMALS), Network(compact([*pruned, output]), network.bias)
+        yield list(map(zero_lowest, kernels, ranks, layer_sparsities(kernels, sparsity)))
 
 
 def compact(kernels):
@@ -359,20 +336,17 @@ def compact(kernels):
     kernels = [np.asarray(kernel) for kernel in kernels]
     shapes = [kernel.shape for kernel in kernels]
     chained = all(before[-1:] == after[:1] for before, after in zip(shapes, shapes[1:]))
-    if not kernels or {len(shape) for shape in shapes} != {2} or not chained:
-        raise ValueError(
-            f"compact takes kernels [fan_in, units] of consecutive layers, not {shapes}; leave out "
-            "the output bias; units with hidden biases cannot be deleted exactly"
-        )
-    present = [kernel != 0 for kernel in kernels]
-    reached = [np.ones(shapes[0][0], bool)]
-    for weights in present:
-        reached.append(weights[reached[-1]].any(axis=0))
-    useful = [np.ones(shapes[-1][1], bool)]
-    for weights in reversed(present):
-        useful.insert(0, weights[:, useful[0]].any(axis=1))
-    kept = [from_input & to_output for from_input, to_output in zip(reached, useful)]
-    kept[0][:] = kept[-1][:] = True  # inputs and outputs
+    if {len(shape) for shape in shapes} != {2} or not chained:
+        advice = "leave out the output bias; with hidden biases no unit can be deleted exactly"
+        raise ValueError(f"not kernels [fan_in, units] of consecutive layers: {shapes}; {advice}")
+    live = [kernel != 0 for kernel in kernels]
+    pairs = list(zip(live, live[1:]))
+    for before, after in pairs:
+        after &= before.any(axis=0)[:, np.newaxis]  # reached from the input
+    for before, after in reversed(pairs):
+        before &= after.any(axis=1)  # reaching the output
+    kept = [np.flatnonzero(layer.any(axis=0)) for layer in live[:-1]]
+    kept = [np.arange(shapes[0][0]), *kept, np.arange(shapes[-1][1])]
     small = [kernel[np.ix_(*ends)] for kernel, ends in zip(kernels, zip(kept, kept[1:]))]
     return [np.pad(kernel, [(0, not units) for units in kernel.shape]) for kernel in small]
 
@@ -380,56 +354,55 @@ def compact(kernels):
 # ----------------------------------------------------------------------------- the experiment
 
 
-class Variant(NamedTuple):
-    """How a network was made from the dense one."""
-
-    method: str
-    sparsity: float
-    retrain_epochs: int
-    achieved_sparsity: float  # share of the hidden weights that pruning set to 0
-
-
 def draws(seed, run, purpose):
     """Make a random generator for a purpose, so that no option changes what another draws."""
     return np.random.default_rng([seed, run, *purpose.encode()])
 
 
-def generate_networks(sizes, data, options, run, report):
-    """Train a dense network; yield every network made from it, each with its Variant.
+def make_networks(sizes, data, options, run, bar):
+    """Train a dense network; yield every network made from it, each after a dict that says how.
 
-    Every level prunes the trained network. Pruned networks are retrained compacted. At sparsity 0
-    all methods have the dense network.
+    Every level prunes the trained network. Pruned networks are retrained compacted. Those without
+    the smallest neurons are joined by fresh ones of their sizes, "scratch", trained for as many
+    epochs in all. At sparsity 0 each method has the dense network, which comes first.
     """
 
     def learn(network, epochs, purpose):
-        rng, stage = draws(options.seed, run, purpose), functools.partial(report, purpose)
-        return train(network, data.train_images, data.train_labels, epochs, options, rng, stage)
+        rng = draws(options.seed, run, purpose)
+        return train(network, data.train_images, data.train_labels, epochs, options, rng, bar)
 
     more = options.retrain_epochs
     dense = learn(initial_network(sizes, draws(options.seed, run, "init")), options.epochs, "dense")
     dense_again = learn(dense, more, "dense again")
+    *hidden, output = dense.kernels
     for method in options.methods:
-        levels = prune(dense, method, options.sparsities, draws(options.seed, run, method))
-        for sparsity, achieved, network in levels:
-            if method != SCRATCH:
-                yield Variant(method, sparsity, 0, achieved), network
-            if not more:
-                continue
+        levels = prune(hidden, method, options.sparsities, draws(options.seed, run, method))
+        for sparsity, kernels in zip(options.sparsities, levels):
             purpose = f"{method} {sparsity}"
-            if sparsity == 0:
-                network = dense_again
-            elif method == SCRATCH:
+            bar.set_postfix_str(purpose)
+            pruned = Network(compact([*kernels, output]), dense.bias)
+            made = {"method": method, "sparsity": sparsity, "retrain_epochs": 0}
+            made["achieved_sparsity"] = 1 - sum(map(np.count_nonzero, kernels)) / count_weights(
+                hidden
+            )
+            yield made, pruned
+            if more == 0:
+                continue
+            made = made | {"retrain_epochs": more}
+            yield made, learn(pruned, more, purpose) if sparsity else dense_again
+            if method == "neuron":
+                purpose = f"scratch {sparsity}"
                 rng = draws(options.seed, run, f"init {purpose}")
-                fresh = initial_network(layer_sizes(network.kernels), rng)
-                network = learn(fresh, options.epochs + more, purpose)
-            else:
-                network = learn(network, more, purpose)
-            yield Variant(method, sparsity, more, achieved), network
+                fresh = initial_network(layer_sizes(pruned.kernels), rng)
+                scratch = learn(fresh, options.epochs + more, purpose) if sparsity else dense_again
+                yield made | {"method": "scratch"}, scratch
 
 
-def tensors(network):
-    """Copy the kernels of a network to the device."""
-    return [tf.constant(kernel) for kernel in network.kernels]
+def epochs_of_run(options):
+    """Number of epochs that a run trains for, whatever the size of the network."""
+    levels, more = len(options.sparsities) - 1, options.retrain_epochs  # sparsity 0 is shared
+    from_scratch = levels * (options.epochs + more) if more and "neuron" in options.methods else 0
+    return options.epochs + more + levels * more * len(options.methods) + from_scratch
 
 
 def evaluate(logits, labels):
@@ -439,27 +412,21 @@ def evaluate(logits, labels):
     return np.mean(logits.argmax(axis=1) == labels), losses.mean()
 
 
-@np.errstate(all="ignore")  # a loss that is not finite is an error of its own
-def measure(network, dense_weights, data):
-    """Measure a compacted network on the test set; the README describes the columns.
-
-    dense_weights: number of hidden weights before pruning. Raises UserError if training left a
-    network whose outputs are not finite.
-    """
+def measure(network, dense, data):
+    """Measure a network, made from a dense one, on the test set; the README tells the columns."""
     *hidden, _ = network.kernels
-    logits = compiled(unbiased_logits)(tensors(network), data.test_images).numpy()
+    dense_weights = count_weights(dense.kernels[:-1])
+    logits = compiled(unbiased_logits)(network.kernels, data.test_images).numpy()
     accuracy, loss = evaluate(logits + network.bias, data.test_labels)
-    if not math.isfinite(loss):
-        raise UserError("training failed in its last step; pass a lower --learning-rate")
-    measured = {
+    unbiased_accuracy, _ = evaluate(logits, data.test_labels)
+    return {
         "test_accuracy": accuracy,
-        "unbiased_accuracy": evaluate(logits, data.test_labels)[0],
+        "unbiased_accuracy": unbiased_accuracy,
         "test_loss": loss,
         "live_fraction": sum(map(np.count_nonzero, hidden)) / dense_weights,
         "stored_fraction": count_weights(hidden) / dense_weights,
+        "layer_sizes": "-".join(map(str, layer_sizes(network.kernels))),
     }
-    row = {name: round(float(value), DECIMALS) for name, value in measured.items()}
-    return row | {"layer_sizes": "-".join(map(str, layer_sizes(network.kernels)))}
 
 
 def time_networks(networks, images):
@@ -467,7 +434,7 @@ def time_networks(networks, images):
 
     Every round visits every network once, so that a change of the machine's pace meets all alike.
     """
-    kernels = {name: tensors(network) for name, network in networks.items()}
+    kernels = {name: list(map(tf.constant, networks[name].kernels)) for name in networks}
     seconds = dict.fromkeys(networks, math.inf)
     for _ in range(TIMING_ROUNDS):
         for name in networks:
@@ -478,68 +445,46 @@ def time_networks(networks, images):
     return seconds
 
 
-def measure_networks(networks, data, report):
-    """Measure pairs of Variant and Network, the dense one first; return a row for each.
+def measure_networks(networks, data, models=None):
+    """Measure networks, each after a dict of how it was made; return a row for each.
 
-    Only the layer sizes decide how fast a network is, so each of them is timed once.
+    Only the layer sizes decide how fast a network is, so each of them is timed once. models: what
+    the paths begin with to which neuron-pruned networks are saved, in their final state, or None.
     """
     rows, of_sizes = [], {}
-    for variant, network in networks:
-        if not rows:
-            dense_weights = count_weights(network.kernels[:-1])
-        rows.append(variant._asdict() | measure(network, dense_weights, data))
+    for made, network in networks:
+        dense = of_sizes[rows[0]["layer_sizes"]] if rows else network
+        rows.append(made | measure(network, dense, data))
         of_sizes.setdefault(rows[-1]["layer_sizes"], network)
-        work = len(data.test_labels) * count_weights(network.kernels)
-        report(f"{variant.method} {variant.sparsity}", "measured", work)
+        if models and made["method"] == "neuron":
+            with replacing(Path(f"{models}-neuron-{made['sparsity']}.keras")) as temporary:
+                keras_model(network).save(temporary)
     seconds = time_networks(of_sizes, data.test_images)
     for row in rows:
-        speedup = seconds[rows[0]["layer_sizes"]] / seconds[row["layer_sizes"]]
-        row["speedup"] = round(speedup, DECIMALS)
+        row["speedup"] = seconds[rows[0]["layer_sizes"]] / seconds[row["layer_sizes"]]
     return rows
-
-
-def planned_work(dataset, options):
-    """Estimate the multiply-adds of a run, for the progress bar."""
-    pixels, *hidden, classes = dataset.layer_sizes(options.hidden_units)
-
-    def weights(kept):
-        sizes = [pixels, *(kept * units for units in hidden), classes]
-        return sum(fan_in * units for fan_in, units in zip(sizes, sizes[1:]))
-
-    trained, tested = 3 * len(dataset.train_images), len(dataset.test_images)
-    work = weights(1) * trained * (options.epochs + options.retrain_epochs)
-    for method in options.methods:
-        epochs = options.retrain_epochs + options.epochs * (method == SCRATCH)
-        for sparsity in options.sparsities:
-            kept = 1 if method.endswith("weight") else 1 - sparsity
-            work += weights(kept) * (trained * epochs * (sparsity > 0) + tested)
-    return work
 
 
 def run_dataset(dataset, options, device, bar):
     """Run the experiment on one data set; write the results after every run."""
-    data, sizes = on_device(dataset, options.precision), dataset.layer_sizes(options.hidden_units)
-    path, rows = options.output_dir / f"{dataset.name}.csv", []
+    data, rows = on_device(dataset, options.precision), []
+    title, path = TITLES.get(data.name, data.name), options.output_dir / f"{data.name}.csv"
+    sizes = [data.train_images.shape[1], *options.hidden_units, dataset.train_labels.max() + 1]
     settings = {name: getattr(options, name) for name in SETTINGS} | {"device": device}
     settings["versions"] = f"tensorflow {tf.__version__}, numpy {np.__version__}"
     for run in range(options.runs):
-        name, began = f"{dataset.title}, run {run + 1} of {options.runs}", time.monotonic()
-
-        def report(made, stage, work, name=name):
-            bar.set_description_str(f"{name}: {made}, {stage}", refresh=False)
-            bar.update(work)
-
-        networks = generate_networks(sizes, data, options, run, report)
-        if options.save_models and run == 0:
-            networks = saving_models(networks, path.parent, dataset.name, options.retrain_epochs)
-        measured = measure_networks(networks, data, report)
+        name, began = f"{title}, run {run + 1} of {options.runs}", time.monotonic()
+        bar.set_description_str(name)
+        models = path.with_suffix("") if options.save_models and run == 0 else None
+        networks = make_networks(sizes, data, options, run, bar)
+        measured = measure_networks(networks, data, models)
         compiled.cache_clear()  # or the graphs of all sizes of all runs would stay in memory
-        key = {"dataset": dataset.name, "run": run, "seed": options.seed}
+        key = {"dataset": data.name, "run": run, "seed": options.seed}
         rows += [key | row | settings for row in measured]
         write_results(path, rows)
         accuracy, seconds = measured[0]["test_accuracy"], time.monotonic() - began
         say(f"{name}: dense test accuracy {accuracy:.4f}, {seconds:.0f} s, saved in {path}")
-    say(f"\n{dataset.title}: test accuracy, mean \u00b1 standard deviation\n{table(rows)}\n")
+    say(f"\n{title}: test accuracy, mean \u00b1 standard deviation\n{table(rows)}\n")
 
 
 # ------------------------------------------------------------------------------------ results
@@ -572,21 +517,13 @@ def keras_model(network):
     return model
 
 
-def saving_models(networks, folder, name, retrain_epochs):
-    """Pass networks on, saving the neuron-pruned ones in their final state as .keras files."""
-    for variant, network in networks:
-        if variant.method == "neuron" and variant.retrain_epochs == retrain_epochs:
-            with replacing(folder / f"{name}-neuron-{variant.sparsity}.keras") as temporary:
-                keras_model(network).save(temporary)
-        yield variant, network
-
-
 def write_results(path, rows):
     """Write rows to a CSV file and draw its figures."""
     import pandas
 
     with replacing(path) as temporary:
-        pandas.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+        table = pandas.DataFrame(rows).round(DECIMALS)
+        table.to_csv(temporary, index=False, lineterminator="\n")
     draw_figures(path)
 
 
@@ -594,13 +531,11 @@ def table(rows):
     """Lay out mean and standard deviation over runs of test accuracy, a line per sparsity."""
     import pandas
 
-    def cell(values):
-        spread = f" \u00b1 {values.std():.4f}" if len(values) > 1 else ""
-        return f"{values.mean():.4f}{spread}"
-
     levels = ["retrain_epochs", "sparsity", "method"]
-    cells = pandas.DataFrame(rows).groupby(levels, sort=False)["test_accuracy"].agg(cell)
-    return cells.unstack(fill_value="").rename_axis(columns=None).sort_index().to_string()
+    accuracy = pandas.DataFrame(rows).groupby(levels, sort=False)["test_accuracy"]
+    spread = accuracy.std().map(" \u00b1 {:.4f}".format).replace(" \u00b1 nan", "")
+    cells = (accuracy.mean().map("{:.4f}".format) + spread).unstack(fill_value="")
+    return cells.rename_axis(columns=None).sort_index().to_string()
 
 
 # ------------------------------------------------------------------------------------ figures
@@ -616,16 +551,13 @@ STYLES = {  # label, colour, marker, line
     "random_neuron": ("random neurons", "#a0a0a0", "s", ":"),
     "scratch": ("small networks from scratch", "#2a8000", "v", "-."),
 }
-SPARSITY_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
-SHARE_TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002)
-SPEEDUP_TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-LEAST_KEPT = 10**-3.5  # where the logarithmic axis shows a sparsity of 1
+SHARE_ENDS = (0.1, 1)  # percent; where the axis of a share ends at the latest and the earliest
 CLOSE_UP = (0.05, 0.01)  # below and above the dense accuracy
 MAIN_INCHES, PANEL_INCHES, DPI = (5.4, 6.8), (3.8, 3.3), 160
 
 
 def draw(ax, rows, x, y, methods=STYLES, faint=False):
-    """Draw column y against column x: for each method the mean over runs, and the spread.
+    """Draw column y against column x, a share in %: mean, spread and single runs of each method.
 
     faint: only the mean, thin.
     """
@@ -646,152 +578,115 @@ def draw(ax, rows, x, y, methods=STYLES, faint=False):
         look = {"ls": line, "lw": width, "marker": marker, "ms": 2.5 * width, "zorder": 2 + width}
         ax.plot(places, mean, color=color, label=label, **look)
     ax.grid(color="#dddddd", lw=0.6)
+    ax.set_xscale("log", nonpositive="mask")  # where nothing is left, nothing is drawn
+    ax.set_xlim(120, np.clip(rows[x].min(), *SHARE_ENDS) / 1.2)
+    set_log_ticks(ax.xaxis, lambda kept, position: f"{1 - kept / 100:.6g}")
+    ax.set(xlabel="sparsity", ylabel="test accuracy", ylim=(0, 1.02))
 
 
-def set_ticks(axis, ticks, values, label):
-    """Put on an axis those of the ticks that lie within the values, or if few do, both ends.
+def set_log_ticks(axis, label):
+    """Put ticks at 1, 2, 5, 10 and so on along a logarithmic axis.
 
     label: a format string of x, or a function of the value and its position.
     """
-    inside = [tick for tick in ticks if values.min() <= tick <= values.max()]
-    axis.set_ticks(inside if len(inside) > 2 else sorted({values.min(), values.max()}))
-    axis.set_ticks([], minor=True)
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(label)
 
 
-def set_sparsity_axis(ax, rows, label="{x:g}"):
-    """Make the x axis logarithmic in what is kept, so that 0.9 to 0.99 is as wide as 0 to 0.9."""
+def draw_reproduction(figure, rows):
+    """Draw test accuracy against sparsity in one shot, with a close-up of the dense accuracy."""
+    figure.set_size_inches(MAIN_INCHES)
+    close, whole = figure.subplots(2, height_ratios=(2, 5))
+    rows = rows[(rows["retrain_epochs"] == 0) & (rows["method"] != "matched_weight")]
+    dense = rows.loc[rows["sparsity"] == 0, "test_accuracy"].mean()
+    chance = 1 / int(rows["layer_sizes"].iloc[0].rpartition("-")[2])
+    for ax in (close, whole):
+        draw(ax, rows, "kept", "test_accuracy")
+        ax.axhline(dense, color="black", lw=0.8, label=f"dense network: {dense:.3f}")
+        ax.axhline(chance, color="black", lw=0.8, ls=(0, (1, 3)), label=f"chance: {chance:.3g}")
+    whole.set(xlabel="sparsity (logarithmic in the share kept)", yticks=np.linspace(0, 1, 11))
+    close.set(xlabel="kept in each hidden layer, %", ylabel="close-up")
+    close.set_ylim(dense - CLOSE_UP[0], dense + CLOSE_UP[1])
+    close.xaxis.tick_top()
+    close.xaxis.set_label_position("top")
+    set_log_ticks(close.xaxis, "{x:g}")
 
-    def decades(sparsity):
-        return -np.log10(np.maximum(1 - sparsity, LEAST_KEPT))
 
-    ax.set_xscale("function", functions=(decades, lambda decades: 1 - 10.0**-decades))
-    set_ticks(ax.xaxis, SPARSITY_TICKS, rows["sparsity"], label)
-    ax.set_xlim(-0.1, 1 - 0.8 * max(1 - rows["sparsity"].max(), LEAST_KEPT))
+def draw_analysis(figure, rows):
+    """Draw what explains the reproduction, a question a panel: layers, bias, speed, retraining."""
+    one_shot, retrained = (rows[(rows["retrain_epochs"] > 0) == more] for more in (False, True))
+    lines, columns = (1, 3) if retrained.empty else (2, 2)
+    figure.set_size_inches(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * lines + 1)
+    live, unbiased, speed, *again = figure.subplots(lines, columns).flat
+    draw(live, one_shot, "live", "test_accuracy", ("weight", "neuron", "matched_weight"))
+    live.set(title="At equal numbers of live weights?", xlabel="hidden weights that can act, %")
+    set_log_ticks(live.xaxis, "{x:g}")
+    draw(unbiased, one_shot, "kept", "test_accuracy", faint=True)
+    draw(unbiased, one_shot, "kept", "unbiased_accuracy")
+    unbiased.set_title("Without output bias (thin: with it)?")
+    draw(speed, one_shot, "kept", "speedup", ("weight", "neuron"))
+    slowest, fastest = one_shot["speedup"].min(), one_shot["speedup"].max()
+    speed.set(title="Are the networks faster?", ylabel="speed-up over dense", yscale="log")
+    speed.set_ylim(slowest / 1.2, 1.2 * max(fastest, 2))
+    set_log_ticks(speed.yaxis, "{x:g}x")
+    for ax in again:
+        draw(ax, retrained, "kept", "test_accuracy")
+        ax.set_title(f"After retraining? (epochs: {rows['retrain_epochs'].max()})")
 
 
-def percent(share, position):
-    """Label of a share in percent, without the sign."""
-    return f"{100 * share:g}"
-
-
-def new_figure(rows, inches):
-    """Make a figure with what was run in small print, for a picture that travels alone."""
-    from matplotlib.figure import Figure
-
-    row = rows.iloc[0]
+def add_texts(figure, title, rows):
+    """Add title, legend, and what was run in small print, for a picture that travels alone."""
+    row, inches = rows.iloc[0], figure.get_figwidth()
     caption = (
         f"{row['layer_sizes']} with ReLU; {row['epochs']} epochs of Adam at a rate of "
         f"{row['learning_rate']:g}, batches of {row['batch_size']}, {row['precision']}. Mean, "
         f"standard deviation (band) and single runs (thin); runs: {rows['run'].nunique()}, seed: "
         f"{row['seed']}. {row['device']}; {row['versions']}."
     )
-    figure = Figure(inches, DPI, layout="constrained")
-    figure.supxlabel(textwrap.fill(caption, round(17 * inches[0])), fontsize=7, color="#444444")
-    return figure
-
-
-def add_legend(figure, axes, title, columns):
-    """Put a title and one legend for all axes above them."""
-    lines = {line.get_label(): line for ax in axes for line in ax.lines}
-    shown = {label: line for label, line in lines.items() if not label.startswith("_")}
-    figure.legend(shown.values(), shown, title=title, title_fontsize="large", ncols=columns,
-                  loc="outside upper center", frameon=False)  # fmt: skip
-
-
-def draw_reproduction(title, rows):
-    """Draw test accuracy against sparsity in one shot, with a close-up of the dense accuracy."""
-    rows = rows[rows["retrain_epochs"] == 0]
-    figure = new_figure(rows, MAIN_INCHES)
-    close, whole = figure.subplots(2, height_ratios=(2, 5))
-    dense = rows.loc[rows["sparsity"] == 0, "test_accuracy"].mean()
-    chance = 1 / int(rows["layer_sizes"].iloc[0].rpartition("-")[2])
-    shown = [method for method in STYLES if method != "matched_weight"]
-    for ax in (close, whole):
-        draw(ax, rows, "sparsity", "test_accuracy", shown)
-        ax.axhline(dense, color="black", lw=0.8, label=f"dense network: {dense:.3f}")
-        ax.axhline(chance, color="black", lw=0.8, ls=(0, (1, 3)), label=f"chance: {chance:.3g}")
-    set_sparsity_axis(close, rows, lambda sparsity, position: percent(1 - sparsity, position))
-    close.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False)
-    close.xaxis.set_label_position("top")
-    close.set(xlabel="kept in each hidden layer, %", ylabel="close-up")
-    close.set_ylim(dense - CLOSE_UP[0], dense + CLOSE_UP[1])
-    set_sparsity_axis(whole, rows)
-    whole.set(ylim=(0, 1.02), yticks=np.linspace(0, 1, 11), ylabel="test accuracy")
-    whole.set_xlabel("sparsity (logarithmic in the share kept)")
-    add_legend(figure, [whole], f"{title}: accuracy of pruned networks", columns=2)
-    return figure
-
-
-def draw_analysis(title, rows):
-    """Draw what explains the reproduction, a question a panel: layers, bias, speed, retraining."""
-    one_shot, retrained = (rows[(rows["retrain_epochs"] > 0) == more] for more in (False, True))
-    lines, columns = (1, 3) if retrained.empty else (2, 2)
-    inches = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * lines + 1)
-    figure = new_figure(rows, inches)
-    live, unbiased, speed, *again = axes = list(figure.subplots(lines, columns).flat)
-    draw(live, one_shot, "live_fraction", "test_accuracy", ("weight", "neuron", "matched_weight"))
-    live.set_xscale("log", nonpositive="mask")
-    set_ticks(live.xaxis, SHARE_TICKS, one_shot["live_fraction"], percent)
-    live.set_xlim(1.2, max(one_shot["live_fraction"].min(), SHARE_TICKS[-1]) / 1.2)
-    live.set(title="At equal numbers of live weights?", xlabel="hidden weights that can act, %")
-    draw(unbiased, one_shot, "sparsity", "test_accuracy", faint=True)
-    draw(unbiased, one_shot, "sparsity", "unbiased_accuracy")
-    unbiased.set_title("Without output bias (thin: with it)?")
-    draw(speed, one_shot, "sparsity", "speedup", ("weight", "neuron"))
-    speed.set(yscale="log", title="Are the networks faster?", ylabel="speed-up over dense")
-    set_ticks(speed.yaxis, SPEEDUP_TICKS, one_shot["speedup"], "{x:.3g}x")
-    for ax in again:
-        draw(ax, retrained, "sparsity", "test_accuracy")
-        ax.set_title(f"After retraining? (epochs: {rows['retrain_epochs'].max()})")
-    for ax in (live, unbiased, *again):
-        ax.set(ylim=(0, 1.02), ylabel="test accuracy")
-    for ax in (unbiased, speed, *again):
-        set_sparsity_axis(ax, rows)
-        ax.set_xlabel("sparsity")
-    add_legend(figure, axes, f"{title}: what pruning breaks", columns=3)
-    return figure
+    figure.supxlabel(textwrap.fill(caption, round(17 * inches)), fontsize=7, color="#444444")
+    lines = {line.get_label(): line for ax in figure.axes for line in ax.lines}
+    labels = [label for label in lines if not label.startswith("_")]
+    handles, columns = [lines[label] for label in labels], int(inches / 2.5)
+    legend = figure.legend(
+        handles, labels, ncols=columns, loc="outside upper center", frameon=False
+    )
+    legend.set_title(title, {"size": "large"})
 
 
 def draw_figures(path):
-    """Draw both figures of a CSV file beside it, as PNGs; return their paths."""
+    """Draw the figures of a CSV file beside it, as PNGs."""
     import pandas
+    from matplotlib.figure import Figure
 
-    rows = pandas.read_csv(path)
-    title = TITLES.get(rows["dataset"].iloc[0], path.stem)
-    figures = {
-        path.with_suffix(".png"): draw_reproduction(title, rows),
-        path.with_name(f"{path.stem}-analysis.png"): draw_analysis(title, rows),
+    rows = pandas.read_csv(path).sort_values("sparsity", kind="stable")  # the dense network first
+    rows["kept"], rows["live"] = 100 * (1 - rows["sparsity"]), 100 * rows["live_fraction"]
+    name = TITLES.get(rows["dataset"].iloc[0], path.stem)
+    pictures = {
+        path.with_suffix(".png"): (draw_reproduction, "accuracy of pruned networks"),
+        path.with_name(f"{path.stem}-analysis.png"): (draw_analysis, "what pruning breaks"),
     }
-    for picture, figure in figures.items():
+    for picture, (draw_panels, title) in pictures.items():
+        figure = Figure(dpi=DPI, layout="constrained")
+        draw_panels(figure, rows)
+        add_texts(figure, f"{name}: {title}", rows)
         with replacing(picture) as temporary:
             figure.savefig(temporary, format="png")
-    return list(figures)
 
 
 # --------------------------------------------------------------------------------------- data
 
 
 class Dataset(NamedTuple):
-    """Images [n, height, width] of unsigned bytes up to `max_pixel`, and their labels [n]."""
+    """Images [n, height, width] of unsigned bytes and their labels [n]."""
 
     name: str
-    source: str
-    max_pixel: int
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
-
-    @property
-    def title(self):
-        """Name for people."""
-        return TITLES.get(self.name, self.name)
-
-    def layer_sizes(self, hidden_units):
-        """Sizes of the layers of a classifier, the input's first."""
-        classes = int(self.train_labels.max()) + 1
-        return [math.prod(self.train_images.shape[1:]), *hidden_units, classes]
 
 
 def load_datasets(names, data_dir):
@@ -812,51 +707,47 @@ def load_datasets(names, data_dir):
 def load_dataset(name, data_dir):
     """Load one data set, from the IDX files below `data_dir` if given, and check it."""
     if name == BUNDLED:
-        dataset = load_digits()
+        arrays = load_digits()
     elif data_dir:
-        arrays = [read_idx(data_dir / name / file, IDX_FILES[file]) for file in IDX_FILES]
-        dataset = Dataset(name, str(data_dir / name), 255, *arrays)
+        arrays = [read_idx(data_dir / name / file) for file in IDX_FILES]
     else:
-        dataset = download(name)
-    check_dataset(dataset)
+        arrays = download(name)
+    dataset = Dataset(name, *arrays)
+    check_dataset(dataset, data_dir / name if data_dir else name)
     return dataset
 
 
-def read_idx(path, dimensions):
-    """Read an IDX file of unsigned bytes, `path` or gzip-compressed `path`.gz.
+def read_idx(path):
+    """Read an IDX file of unsigned bytes, `path` or gzip-compressed `path`.gz, into an array.
 
-    Returns a uint8 array of that many dimensions. Raises UserError, naming the file, if it is
-    missing or damaged or holds something else.
+    Raises UserError, naming the file, if it is missing or damaged or holds something else.
     """
     packed = path.with_name(f"{path.name}.gz")
-    path, open_file = (packed, gzip.open) if os.path.exists(packed) else (path, open)
+    path, open_file = (path, open) if path.exists() else (packed, gzip.open)
     try:
         with open_file(path, "rb") as file:
             content = file.read(IDX_LIMIT)
-        if content[:4] != bytes((0, 0, IDX_UNSIGNED_BYTE, dimensions)):
-            raise ValueError(f"its header is not that of bytes in {dimensions} dimension(s)")
-        shape = np.frombuffer(content, ">u4", dimensions, offset=4).tolist()
+        if content[:3] != IDX_BYTES:
+            raise ValueError("it does not begin like an IDX file of unsigned bytes")
+        dimensions = content[3]
+        shape = np.frombuffer(content, ">u4", dimensions, offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except FileNotFoundError as error:
+    except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
         advice = f"--data-dir is the folder that contains {path.parent.name}/"
-        raise UserError(f"there is no {path}.gz, nor one without .gz; {advice}") from error
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise UserError(f"{path} is not a whole IDX file: {error}") from error
+        raise UserError(f"{path} is not a whole IDX file: {error}; {advice}") from error
 
 
 def download(name):
-    """Load a data set by keras.datasets, which downloads it once and caches it."""
+    """Load the arrays of a data set by keras.datasets, which downloads it once and caches it."""
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         train_set, test_set = getattr(tf.keras.datasets, name).load_data()
     except Exception as error:  # Keras raises a bare Exception for a failed download
-        reason = " ".join(str(error).split()) or type(error).__name__
+        advice = "pass --data-dir, or delete what a download cut short left in ~/.keras/datasets"
         raise UserError(
-            f"{name} is unavailable: its download failed ({reason}); pass --data-dir DIR with "
-            f"DIR/{name}/{next(iter(IDX_FILES))}.gz and so on, or if an earlier download was cut "
-            "short, delete what it left in ~/.keras/datasets"
+            f"{name} is unavailable: its download failed: {error!r}; {advice}"
         ) from error
-    return Dataset(name, "keras.datasets", 255, *train_set, *test_set)
+    return *train_set, *test_set
 
 
 def load_digits():
@@ -864,34 +755,34 @@ def load_digits():
     from sklearn import datasets
 
     digits = datasets.load_digits()
-    images, labels, split = digits.images.astype(np.uint8), digits.target, len(digits.target) - 360
-    parts = images[:split], labels[:split], images[split:], labels[split:]
-    return Dataset(BUNDLED, "scikit-learn", 16, *parts)
+    images, split = digits.images.astype(np.uint8), len(digits.images) - 360
+    return images[:split], digits.target[:split], images[split:], digits.target[split:]
 
 
-def check_dataset(dataset):
+def check_dataset(dataset, source):
     """Raise UserError, naming the files, unless images and labels fit each other."""
-    _, _, _, train_images, train_labels, test_images, test_labels = dataset
+    _, train_images, train_labels, test_images, test_labels = dataset
     classes = int(train_labels.max(initial=0)) + 1
     parts = ("train", train_images, train_labels), ("t10k", test_images, test_labels)
     for part, images, labels in parts:
-        files = f"{dataset.name} from {dataset.source}: {part}-images and {part}-labels"
-        if images.size == 0 or len(images) != len(labels):
-            raise UserError(f"{files} have {len(images)} images and {len(labels)} labels")
-        if labels.max() >= classes or classes < 2:
-            raise UserError(f"{files}: a label {labels.max()}, but {classes} classes in training")
+        files = f"{source}: {part}-images and {part}-labels"
+        if images.ndim != 3 or images.size == 0 or images.shape[:1] != labels.shape:
+            raise UserError(f"{files} have shapes {images.shape} and {labels.shape}")
         if images.shape[1:] != train_images.shape[1:]:
             raise UserError(f"{files}: images of another shape than in training")
+        if labels.max() >= classes or classes < 2:
+            raise UserError(f"{files}: a label {labels.max()}, but {classes} classes in training")
 
 
 def on_device(dataset, precision):
-    """Copy a data set to the device: images [n, pixels] in [0, 1], scaled there, and labels [n].
+    """Copy a data set to the device: images [n, pixels], scaled there to [0, 1], and labels [n].
 
     The images for training have the precision of training. The test labels stay NumPy.
     """
+    brightest = float(dataset.train_images.max())
 
     def scaled(images):
-        return tf.cast(images.reshape(len(images), -1), tf.float32) / dataset.max_pixel
+        return tf.cast(images.reshape(len(images), -1), tf.float32) / brightest
 
     return dataset._replace(
         train_images=tf.cast(scaled(dataset.train_images), precision),
@@ -917,61 +808,44 @@ def between(kind, low, high):
     return parse
 
 
-def parse_options(arguments):
-    """Parse the command line; exit with a message if it is wrong."""
-    share, rate = between(float, 0, 1), between(float, 1e-38, 1e38)
+def option_parser():
+    """Define the options."""
+    share, rate = between(float, 0, 1), between(float, 1e-6, 1e6)
     natural, count = between(int, 0, 2**31 - 1), between(int, 1, 2**31 - 1)
-    sparsities, units = (" ".join(map(str, values)) for values in (SPARSITIES, HIDDEN_UNITS))
-    name, usage, summary = Path(__file__).name, "%(prog)s [options]", __doc__.partition("\n")[0]
-    parser = argparse.ArgumentParser(name, usage, summary, allow_abbrev=False)
+    summary = __doc__.partition("\n")[0]
+    parser = argparse.ArgumentParser(NAME, "%(prog)s [options]", summary, allow_abbrev=False)
     add = parser.add_argument
     add("--datasets", nargs="+", help="mnist, fashion_mnist, digits, or a folder in --data-dir")
     add("--data-dir", type=Path, help="folder of folders of IDX files, instead of a download")
     add("--output-dir", type=Path, default="plots", help="folder to write to (%(default)s)")
     add("--methods", nargs="+", choices=METHODS, help="all but global_weight, unless given")
-    add("--sparsities", nargs="+", type=share, default=SPARSITIES, help=f"fractions ({sparsities})")
+    add("--sparsities", nargs="+", type=share, default=SPARSITIES, help="fractions %(default)s")
     add("--retrain-epochs", type=natural, default=0, help="epochs after pruning (%(default)s)")
     add("--runs", type=count, default=RUNS, help="networks per data set (%(default)s)")
     add("--seed", type=natural, default=0, help="seed of all random draws (%(default)s)")
-    add("--hidden-units", nargs="+", type=count, default=HIDDEN_UNITS, help=f"units ({units})")
+    add("--hidden-units", nargs="+", type=count, default=HIDDEN_UNITS, help="%(default)s")
     add("--epochs", type=count, default=EPOCHS, help="epochs of training (%(default)s)")
     add("--batch-size", type=count, default=BATCH_SIZE, help="images per step (%(default)s)")
     add("--learning-rate", type=rate, default=LEARNING_RATE, help="rate of Adam (%(default)s)")
     add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="type of matrix products")
     add("--save-models", action="store_true", help="save the neuron-pruned networks of one run")
-    add("--replot", action="store_true", help="only draw figures, from CSV files in --output-dir")
+    add("--replot", action="store_true", help="only draw the CSV files of --output-dir again")
+    return parser
+
+
+def parse_options(arguments):
+    """Parse the command line; exit with a message if it is wrong."""
+    parser = option_parser()
     options = parser.parse_args(arguments)
-    if error := wrong_option(options):
-        parser.error(error)
-    options.sparsities = sorted({0.0, *map(abs, options.sparsities)})  # abs: -0.0
+    options.sparsities = sorted({0.0, *(round(abs(s), DECIMALS) for s in options.sparsities)})
     default = [method for method in METHODS if method != "global_weight"]
-    if not options.retrain_epochs:
-        default.remove(SCRATCH)
     options.methods = list(dict.fromkeys(options.methods or default))
-    return options
-
-
-def wrong_option(options):
-    """Say what is wrong with options that parse, or nothing; make the output folder."""
-    methods = options.methods or []
-    if SCRATCH in methods and not (options.retrain_epochs and "neuron" in methods):
-        return f"--methods {SCRATCH} needs neuron beside it, and --retrain-epochs"
-    if options.save_models and methods and "neuron" not in methods:
-        return "--save-models saves what --methods neuron makes: add it"
-    if options.data_dir and not os.path.isdir(options.data_dir):
-        return f"--data-dir {options.data_dir} is not a folder"
+    if options.save_models and "neuron" not in options.methods:
+        parser.error("--save-models saves what --methods neuron makes: add it")
     for name in options.datasets or []:
-        known = options.data_dir or options.replot or name in TITLES
-        if Path(name).name != name or not known:
-            return f"--datasets {name}: one of {', '.join(TITLES)}, or a folder in --data-dir"
-    if options.replot:
-        return ""
-    try:
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=options.output_dir).close()
-    except OSError as error:
-        return f"--output-dir {options.output_dir} cannot be written to: {error}"
-    return ""
+        if Path(name).name != name or not (options.data_dir or name in TITLES):
+            parser.error(f"--datasets {name}: not {', '.join(TITLES)}, nor a folder in --data-dir")
+    return options
 
 
 def configure_tensorflow():
@@ -1003,35 +877,30 @@ def configure_tensorflow():
 
 def cpu_name():
     """Return the processor's name, as far as the system tells."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    with contextlib.suppress(OSError, TypeError):
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
     return platform.processor() or platform.machine()
 
 
 def say(text):
-    """Print a line above the progress bar; raise UserError if standard output takes no more."""
-    try:
-        with tqdm.external_write_mode():
-            print(text, flush=True)
-    except OSError as error:
-        sys.stdout = None  # or Python would fail to flush it at exit
-        raise UserError(f"standard output cannot be written: {error.strerror}") from error
+    """Print a line above the progress bar, at once."""
+    with tqdm.external_write_mode():
+        print(text, flush=True)
 
 
 def run_experiment(options):
     """Load the data sets and run the experiment on each."""
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=options.output_dir).close()  # fails now rather than after training
     device = configure_tensorflow()
     datasets = load_datasets(options.datasets, options.data_dir)
     say(f"device: {device}")
-    if "CPU" in device and shutil.which("nvidia-smi") and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        say('TensorFlow does not see the NVIDIA GPU. On Linux or WSL 2, pip install "tensorflow'
-            '[and-cuda]"; if that is done, see https://www.tensorflow.org/install/pip')  # fmt: skip
-    work = options.runs * sum(planned_work(dataset, options) for dataset in datasets)
-    shape = "{desc} {percentage:3.0f} %|{bar}| {elapsed} elapsed, {remaining} left"
+    if device.startswith("CPU") and shutil.which("nvidia-smi"):
+        say("TensorFlow does not see the NVIDIA GPU; README.md, On a GPU, says what to install")
+    epochs = len(datasets) * options.runs * epochs_of_run(options)
+    shape = "{desc}{postfix} {percentage:3.0f} %|{bar}| {elapsed} elapsed, {remaining} left"
     no_terminal = not (sys.stderr and sys.stderr.isatty())
-    with tqdm(total=work, disable=no_terminal, leave=False, smoothing=0, bar_format=shape) as bar:
+    with tqdm(total=epochs, disable=no_terminal, leave=False, smoothing=0, bar_format=shape) as bar:
         try:
             for dataset in datasets:
                 run_dataset(dataset, options, device, bar)
@@ -1040,18 +909,17 @@ def run_experiment(options):
             raise UserError(f"out of memory on the {device}; {advice}") from error
 
 
-def replot(options):
-    """Draw the figures of the named data sets, or of all, from their CSV files again."""
-    names = options.datasets or [path.stem for path in sorted(options.output_dir.glob("*.csv"))]
-    if not names:
-        raise UserError(f"there is no CSV file in {options.output_dir} (--output-dir)")
-    for name in names:
-        path = options.output_dir / f"{name}.csv"
+def replot(folder):
+    """Draw the figures of all CSV files in a folder again."""
+    paths = sorted(folder.glob("*.csv"))
+    if not paths:
+        raise UserError(f"there is no CSV file in {folder} (--output-dir)")
+    for path in paths:
         try:
-            pictures = draw_figures(path)
-        except (OSError, LookupError, ValueError, TypeError) as error:
+            draw_figures(path)
+        except (LookupError, ValueError, TypeError) as error:
             raise UserError(f"{path} is not a whole CSV file of this script: {error!r}") from error
-        say("\n".join(map(str, pictures)))
+        say(f"drew {path.with_suffix('.png')} and {path.stem}-analysis.png")
 
 
 def main(arguments=None):
@@ -1061,11 +929,12 @@ def main(arguments=None):
         sys.stdout.reconfigure(errors="replace")  # characters that it cannot encode
     try:
         if options.replot:
-            replot(options)
+            replot(options.output_dir)
         else:
             run_experiment(options)
-    except UserError as error:
-        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"{NAME}: error: {error}", file=sys.stderr)
+        sys.stdout = None  # if it is what failed, Python would try again at exit
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

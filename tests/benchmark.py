@@ -20,6 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import network_pruning as project
@@ -41,11 +42,17 @@ SIZES = [784, *project.HIDDEN_UNITS, 10]
 RNG = np.random.default_rng(0)
 COMPACTED = 0.8  # sparsity of the neuron-pruned network whose retraining is timed
 MASKED = 0.9  # that of the weight-pruned one
+NO_BAR = tqdm(disable=True)
 
 
 def dense_network():
     """Draw an untrained network."""
     return project.initial_network(SIZES, RNG)
+
+
+def tensors(network):
+    """Copy the kernels of a network to the device."""
+    return [tf.constant(kernel) for kernel in network.kernels]
 
 
 def timed(work):
@@ -63,7 +70,7 @@ def products(batches):
 
     Each product reads the one before, and each gradient is read, or TensorFlow would skip it.
     """
-    kernels = project.tensors(dense_network())
+    kernels = tensors(dense_network())
     images = tf.random.uniform((project.BATCH_SIZE, SIZES[0]))
 
     @tf.function
@@ -108,15 +115,15 @@ def this_project(batches, data, network, precision="float32"):
     order = tf.constant(RNG.permutation(len(images)))
     place = order, tf.constant(0), tf.constant(batches * project.BATCH_SIZE)
     settings = tf.constant(project.BATCH_SIZE), tf.constant(project.LEARNING_RATE)
-    steps, loop = tf.Variable(0.0), project.compiled(project.train_batches)
-    return lambda: loop(parameters, steps, images, data.train_labels, *place, *settings).numpy()
+    steps, train = tf.Variable(0.0), project.compiled(project.train_batches)
+    return lambda: train(parameters, steps, images, data.train_labels, *place, *settings).numpy()
 
 
-def masked_network():
-    """Make a weight-pruned network that has lost no unit, for retraining with masks."""
+def pruned_network(method, sparsity):
+    """Prune an untrained network and compact it."""
     *hidden, output = dense_network().kernels
-    pruned = [project.prune_weights(kernel, MASKED) for kernel in hidden]
-    return project.Network([*pruned, output], np.zeros(SIZES[-1], np.float32))
+    [pruned] = project.prune(hidden, method, [sparsity], RNG)
+    return project.Network(project.compact([*pruned, output]), np.zeros(SIZES[-1], np.float32))
 
 
 def keras_fit(batches, data):
@@ -183,8 +190,7 @@ def pytorch(batches, data):
 
 def benchmark_training(repeats, batches, data):
     """Print seconds per epoch and ratios to the floor, products and updates each on their own."""
-    compacted = [project.SPARSITIES[0], COMPACTED]
-    *_, (_, _, small) = project.prune(dense_network(), "neuron", compacted, RNG)
+    small = pruned_network("neuron", COMPACTED)
     share = project.count_weights(small.kernels) / project.count_weights(dense_network().kernels)
     train_original, _ = original(data)
     works = {
@@ -192,7 +198,7 @@ def benchmark_training(repeats, batches, data):
         "Adam updates alone": updates(batches),
         "this project": this_project(batches, data, dense_network()),
         "this project, bfloat16": this_project(batches, data, dense_network(), "bfloat16"),
-        "retraining, masked": this_project(batches, data, masked_network()),
+        "retraining, masked": this_project(batches, data, pruned_network("weight", MASKED)),
         f"retraining, {share:.0%} of the size": this_project(batches, data, small),
         "keras.Model.fit": keras_fit(batches, data),
         "a TensorFlow 1 graph, fed": lambda: train_original(batches),
@@ -220,19 +226,19 @@ def benchmark_training(repeats, batches, data):
 def trained_network(data):
     """Train a network for one epoch."""
     options = SimpleNamespace(batch_size=project.BATCH_SIZE, learning_rate=project.LEARNING_RATE)
-    return project.train(dense_network(), data.train_images, data.train_labels, 1, options, RNG)
+    images, labels = data.train_images, data.train_labels
+    return project.train(dense_network(), images, labels, 1, options, RNG, NO_BAR)
 
 
 def sweep_seconds(network, data, levels):
     """Time pruning a trained network by the default methods at these levels, and measuring it."""
     original_train, project.train = project.train, lambda *_: network
-    options = project.parse_options(["--output-dir", tempfile.gettempdir()])
+    options = project.parse_options([])
     options.sparsities = levels
-    data_sizes = project.layer_sizes(network.kernels)
 
     def sweep():
-        networks = project.generate_networks(data_sizes, data, options, 0, lambda *_: None)
-        project.measure_networks(networks, data, lambda *_: None)
+        networks = project.make_networks(SIZES, data, options, 0, NO_BAR)
+        project.measure_networks(networks, data)
 
     seconds = timed(sweep)
     project.train = original_train
@@ -241,7 +247,7 @@ def sweep_seconds(network, data, levels):
 
 def benchmark_sweep(network, data):
     """Print the time of a default sweep in dense passes, and how it grows with the levels."""
-    kernels = project.tensors(network)
+    kernels = tensors(network)
 
     def one_pass():
         project.compiled(project.unbiased_logits)(kernels, data.test_images)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 import pytest
+from tqdm import tqdm
 
 import network_pruning
 
@@ -20,6 +21,7 @@ PLOTS = ROOT / "plots"
 # the environment of the processes that tests start, as it is before TensorFlow is configured
 CLEAN = dict(os.environ)
 DEVICE = network_pruning.configure_tensorflow()
+NO_BAR = tqdm(disable=True)
 
 
 def draw_kernels(sizes, rng):

@@ -75,7 +75,7 @@ def test_the_command_falls_back_to_digits_and_shows_what_pruning_does(run_comman
 
 def test_the_same_seed_gives_the_same_csv_and_another_seed_another(run_command, run_main, tmp_path):
     def csv(run, name, *changes):
-        retrained = ("--runs", 2, "--retrain-epochs", 1, "--sparsities", 0.5, 0.9)
+        retrained = ("--runs", 2, "--retrain-epochs", 1, "--sparsities", 0.5)
         done = run(*SHORT, *retrained, "--output-dir", name, *changes)
         assert done.returncode == 0
         return without_times(tmp_path / name / "digits.csv")
@@ -132,14 +132,11 @@ def test_the_precision_of_training_can_be_chosen(run_main, tmp_path, precision):
 
 
 @pytest.mark.skipif(DEVICE.startswith("GPU"), reason="TensorFlow sees a GPU here")
-@pytest.mark.parametrize("hidden", [True, False])
-def test_a_gpu_that_tensorflow_does_not_see_is_pointed_out(run_main, monkeypatch, hidden):
-    monkeypatch.setattr(network_pruning.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if hidden:  # by the user, who wants the CPU
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+@pytest.mark.parametrize("tool", [None, "/usr/bin/nvidia-smi"])
+def test_a_gpu_that_tensorflow_does_not_see_is_pointed_out(run_main, monkeypatch, tool):
+    monkeypatch.setattr(network_pruning.shutil, "which", lambda name: tool)
     done = run_main(*SHORT, "--runs", 1, "--epochs", 1, "--sparsities", 0)
-    assert ("TensorFlow does not see the NVIDIA GPU" in done.stdout) != hidden
+    assert ("TensorFlow does not see the NVIDIA GPU" in done.stdout) == bool(tool)
 
 
 def test_a_hundred_levels_are_swept(run_main, tmp_path):
@@ -170,7 +167,7 @@ def test_a_terminal_shows_data_set_run_epoch_and_the_time_left(tmp_path):
     os.close(terminal)
     assert process.wait() == 0
     text = shown.decode()
-    assert re.search(r"scikit-learn digits, run 2 of 2: dense, epoch \d+/200 +\d+ %\|", text)
+    assert re.search(r"scikit-learn digits, run 2 of 2, epoch \d+/200 +\d+ %\|", text)
     assert re.search(r"\d\d:\d\d elapsed, \d\d:\d\d left", text)
 
 
@@ -198,18 +195,14 @@ def test_the_real_data_sets_train_side_by_side(run_command, real_data, tmp_path)
         (["--batch-size", "2.5"], "argument --batch-size: invalid int value: '2.5'"),
         (["--hidden-units", "9", "0"], "argument --hidden-units: 0 is not between 1 and"),
         (["--hidden-units", str(10**17)], "argument --hidden-units: 100000000000000000 is not"),
-        (["--learning-rate", "0"], "argument --learning-rate: 0 is not between 1e-38 and 1e+38"),
+        (["--learning-rate", "0"], "argument --learning-rate: 0 is not between 1e-06 and"),
         (["--learning-rate", "inf"], "argument --learning-rate: inf is not between"),
         (["--seed", "-1"], "argument --seed: -1 is not between 0 and 2147483647"),
         (["--retrain-epochs", "-1"], "argument --retrain-epochs: -1 is not between 0 and"),
         (["--methods", "l1"], "argument --methods: invalid choice: 'l1'"),
-        (["--methods", "scratch"], "--methods scratch needs neuron beside it, and"),
-        (["--methods", "scratch", "--retrain-epochs", "1"], "--methods scratch needs neuron"),
         (["--methods", "weight", "--save-models"], "--save-models saves what --methods neuron"),
-        (["--datasets", "cifar"], "--datasets cifar: one of mnist, fashion_mnist, digits, or a"),
-        (["--data-dir", ".", "--datasets", "../x"], "--datasets ../x: one of mnist, "),
-        (["--data-dir", "nowhere"], "--data-dir nowhere is not a folder"),
-        (["--data-dir", "x" * 300], f"--data-dir {'x' * 300} is not a folder"),
+        (["--datasets", "cifar"], "--datasets cifar: not mnist, fashion_mnist, digits, nor a"),
+        (["--data-dir", ".", "--datasets", "../x"], "--datasets ../x: not mnist, "),
         (["--epoch", "1"], "unrecognized arguments: --epoch 1"),
     ],
 )
@@ -230,7 +223,7 @@ def test_a_wrong_option_is_refused_before_anything_happens(
 def test_an_output_dir_that_is_a_file_is_refused(run_main, tmp_path):
     (tmp_path / "taken").write_text("precious")
     done = run_main(*SHORT, "--output-dir", "taken")
-    assert done.returncode == 2 and "--output-dir taken cannot be written to" in done.stderr
+    assert done.returncode == 1 and "error: [Errno 17] File exists: 'taken'" in done.stderr
     assert (tmp_path / "taken").read_text() == "precious"
 
 
@@ -247,6 +240,6 @@ def test_help_lists_every_option_with_its_default(run_command):
     done = run_command("--help")
     assert done.returncode == 0
     text = " ".join(done.stdout.split())
-    for default in ("0 0.25 0.5 0.6 0.7 0.8 0.9 0.95 0.97 0.99", "1000 1000 500 200", "128"):
-        assert f"({default})" in text
+    for default in ("0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95", "1000, 1000, 500, 200)", "128)"):
+        assert f"({default}" in text
     assert all(method in text for method in METHODS)

@@ -62,7 +62,7 @@ def test_an_idx_file_is_read_back_as_written(tmp_path_factory, array, packed):
     (folder / ("file.gz" if packed else "file")).write_bytes(
         gzip.compress(content) if packed else content
     )
-    np.testing.assert_array_equal(read_idx(folder / "file", array.ndim), array)
+    np.testing.assert_array_equal(read_idx(folder / "file"), array)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -70,8 +70,8 @@ def test_an_idx_file_is_read_back_as_written(tmp_path_factory, array, packed):
 def test_a_data_dir_is_used_instead_of_a_download(tmp_path, name, packed, no_download):
     write_folder(tmp_path / name, packed=packed)
     [dataset] = load_datasets([name], tmp_path)
-    assert (dataset.name, dataset.source, dataset.max_pixel) == (name, str(tmp_path / name), 255)
-    for loaded, written in zip(dataset[3:], ARRAYS):
+    assert dataset.name == name
+    for loaded, written in zip(dataset[1:], ARRAYS):
         np.testing.assert_array_equal(loaded, written)
 
 
@@ -85,7 +85,7 @@ def test_a_file_missing_from_the_data_dir_is_named(tmp_path, no_download):
     write_folder(tmp_path / "mnist")
     (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(
-        UserError, match="no .*mnist/t10k-labels-idx1-ubyte.gz, nor .* contains mnist/"
+        UserError, match="mnist/t10k-labels-idx1-ubyte.*No such file.* contains mnist/"
     ):
         load_datasets(["mnist"], tmp_path)
 
@@ -105,7 +105,7 @@ def test_a_silent_server_does_not_hang_the_download(monkeypatch):
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         monkeypatch.setattr(tf.keras.datasets.mnist, "load_data", lambda: opener.open(url))
         monkeypatch.setattr(network_pruning, "DOWNLOAD_TIMEOUT", 0.2)
-        with pytest.raises(UserError, match=r"mnist is unavailable: .* \(timed out\)"):
+        with pytest.raises(UserError, match=r"mnist is unavailable: .*TimeoutError\('timed out'\)"):
             load_datasets(["mnist"], None)
 
 
@@ -118,7 +118,7 @@ def test_where_nothing_is_named_the_digits_stand_in_and_that_is_said(no_download
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_a_data_set_that_was_named_is_never_replaced(name, no_download):
-    with pytest.raises(UserError, match=rf"{name} is unavailable: .*--data-dir DIR"):
+    with pytest.raises(UserError, match=rf"{name} is unavailable: .*pass --data-dir"):
         load_datasets([name], None)
 
 
@@ -142,9 +142,7 @@ def test_one_of_the_two_alone_is_not_used_either(no_download, monkeypatch, capsy
 def test_the_digits_are_split_once_and_for_all():
     first, second = load_datasets(["digits"], None)[0], load_datasets(["digits"], None)[0]
     assert first.train_images.shape == (1437, 8, 8) and first.test_images.shape == (360, 8, 8)
-    assert (
-        first.train_images.dtype == np.uint8 and first.train_images.max() == first.max_pixel == 16
-    )
+    assert first.train_images.dtype == np.uint8 and first.train_images.max() == 16
     assert set(first.test_labels) == set(range(10))
     np.testing.assert_array_equal(first.test_images, second.test_images)
 

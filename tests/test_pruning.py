@@ -7,19 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from network_pruning import (
-    METHODS,
-    Network,
-    as_neurons,
-    layer_by_layer,
-    magnitudes,
-    prune,
-    prune_neurons,
-    prune_weights,
-    rank,
-    together,
-    zero_lowest,
-)
+from network_pruning import METHODS, compact, prune, prune_neurons, prune_weights
 
 LAYER_BY_LAYER = ("weight", "neuron", "random_weight", "random_neuron")
 
@@ -134,16 +122,16 @@ def test_sparsity_0_changes_nothing_and_1_removes_everything(prune, kernel):
     assert not prune(kernel, 1).any()
 
 
-def ranks_of(method, kernel, seed=0):
-    """Ranks of what a method removes from a kernel."""
-    return rank(METHODS[method].score(kernel, np.random.default_rng(seed)))
+def pruned_by(method, kernels, sparsity, seed=0):
+    """Kernels pruned by a method at one sparsity."""
+    [pruned] = prune(kernels, method, [sparsity], np.random.default_rng(seed))
+    return pruned
 
 
 def removed_by(method, kernel, sparsity):
-    """Where a method that treats each layer alike removes weights from a kernel without zeros."""
-    ranks = ranks_of(method, kernel)
-    [count] = layer_by_layer([kernel], [ranks], sparsity)
-    return zero_lowest(kernel, ranks, count) == 0
+    """Where a method removes weights from a single kernel without zeros."""
+    [pruned] = pruned_by(method, [kernel], sparsity)
+    return pruned == 0
 
 
 @pytest.mark.parametrize("method", LAYER_BY_LAYER)
@@ -182,29 +170,27 @@ SECOND = np.array([[3.0, -4.0, 0.5], [7.0, 6.0, 5.0]])
 
 
 def test_global_pruning_removes_the_smallest_weights_of_all_layers():
-    ranks = [rank(magnitudes(kernel)) for kernel in (FIRST, SECOND)]
-    counts = together([FIRST, SECOND], ranks, 0.5)  # of 10: 0.5, 1, 2, 3 and 4
-    assert list(counts) == [2, 3]
-    pruned = [zero_lowest(*layer) for layer in zip((FIRST, SECOND), ranks, counts)]
-    np.testing.assert_array_equal(pruned[0], [[0, -9], [0, 8]])
-    np.testing.assert_array_equal(pruned[1], [[0, 0, 0], [7, 6, 5]])
+    # half of the 10 weights: 0.5, 1, 2, 3 and 4
+    first, second = pruned_by("global_weight", [FIRST, SECOND], 0.5)
+    np.testing.assert_array_equal(first, [[0, -9], [0, 8]])
+    np.testing.assert_array_equal(second, [[0, 0, 0], [7, 6, 5]])
 
 
 def test_global_pruning_can_empty_a_layer_and_breaks_ties_in_order():
     kernels = [np.ones((2, 2)), np.full((2, 3), 5.0)]
     for sparsity, counts in ((0, [0, 0]), (0.1, [1, 0]), (0.4, [4, 0]), (0.7, [4, 3]), (1, [4, 6])):
-        assert list(together(kernels, None, sparsity)) == counts
+        pruned = pruned_by("global_weight", kernels, sparsity)
+        assert [np.count_nonzero(kernel == 0) for kernel in pruned] == counts
 
 
 @given(seed=st.integers(0, 99), sparsity=SPARSITIES)
 def test_global_pruning_is_a_threshold_over_all_layers(seed, sparsity):
     """The rule of torch's `global_unstructured`: the round(s n) smallest of all n weights go."""
     kernels = draw_kernels([5, 7, 4], np.random.default_rng(seed))
-    counts = together(kernels, None, sparsity)
     every = np.sort(np.concatenate([np.abs(kernel).ravel() for kernel in kernels]))
-    assert sum(counts) == round(sparsity * every.size)
-    for kernel, count in zip(kernels, counts):
-        assert count == np.isin(np.abs(kernel), every[: sum(counts)]).sum()
+    gone = every[: round(sparsity * every.size)]
+    for kernel, pruned in zip(kernels, pruned_by("global_weight", kernels, sparsity)):
+        np.testing.assert_array_equal(pruned, np.where(np.isin(np.abs(kernel), gone), 0, kernel))
 
 
 @given(
@@ -215,18 +201,22 @@ def test_global_pruning_is_a_threshold_over_all_layers(seed, sparsity):
 def test_matched_pruning_keeps_what_neuron_pruning_leaves_live_layer_by_layer(
     sizes, sparsity, seed
 ):
-    rng = np.random.default_rng(seed)
-    network = Network(draw_kernels(sizes, rng), np.zeros(sizes[-1], np.float32))
-    *hidden, output = network.kernels
-    [(_, _, small)] = prune(network, "neuron", [sparsity], rng)
-    live = [np.count_nonzero(kernel) for kernel in small.kernels[:-1]]
-    ranks = [rank(magnitudes(kernel)) for kernel in hidden]
-    counts = as_neurons(hidden, ranks, sparsity)
-    assert [kernel.size - count for kernel, count in zip(hidden, counts)] == live
-    for kernel, layer, count in zip(hidden, ranks, counts):
-        pruned = zero_lowest(kernel, layer, count)
+    *hidden, output = draw_kernels(sizes, np.random.default_rng(seed))
+    *live, _ = compact([*pruned_by("neuron", hidden, sparsity), output])
+    matched = pruned_by("matched_weight", hidden, sparsity)
+    assert list(map(np.count_nonzero, matched)) == list(map(np.count_nonzero, live))
+    for kernel, pruned in zip(hidden, matched):
         gone = np.abs(kernel[pruned == 0])
         assert np.abs(pruned[pruned != 0]).min(initial=np.inf) >= gone.max(initial=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pruning_leaves_the_kernels_alone(method):
+    kernels = draw_kernels([5, 7, 4], np.random.default_rng(0))
+    before = [kernel.copy() for kernel in kernels]
+    list(prune(kernels, method, [0.5, 1.0], np.random.default_rng(0)))
+    for kernel, copy in zip(kernels, before):
+        np.testing.assert_array_equal(kernel, copy)
 
 
 # ------------------------------------------------------------------------------------- bad input

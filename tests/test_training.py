@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import DEVICE, draw_kernels, recipe
+from conftest import DEVICE, NO_BAR, draw_kernels, recipe
 from tensorflow.python.framework import kernels as registered
 
 from network_pruning import (
@@ -15,18 +15,18 @@ from network_pruning import (
     UserError,
     compact,
     compiled,
+    epochs_of_run,
     evaluate,
-    generate_networks,
     initial_network,
     layer_sizes,
+    make_networks,
     measure_networks,
     prune,
-    rank,
+    prune_weights,
     train,
     train_batches,
     trainable,
     unbiased_logits,
-    zero_lowest,
 )
 
 SIZES = [6, 16, 8, 6]
@@ -44,14 +44,12 @@ def toy_data(images=100, pixels=6):
     )
 
 
-def train_toy(
-    network=None, epochs=2, seed=0, precision="float32", report=lambda *_: None, **changes
-):
+def train_toy(network=None, epochs=2, seed=0, precision="float32", bar=NO_BAR, **changes):
     """Train on the toy data by the recipe with changes."""
     data, rng = toy_data(), np.random.default_rng(seed)
     network = network or initial_network(SIZES, rng)
     images = tf.cast(data.train_images, precision)
-    return train(network, images, data.train_labels, epochs, recipe(**changes), rng, report)
+    return train(network, images, data.train_labels, epochs, recipe(**changes), rng, bar)
 
 
 def accuracy_and_loss(network):
@@ -131,9 +129,8 @@ def test_training_is_adam_on_the_mean_loss_of_batches_of_a_permutation(monkeypat
     expected = reference_training(
         network, data.train_images.numpy(), data.test_labels, batches, rate=0.01
     )
-    trained = train(
-        network, data.train_images, data.train_labels, 2, recipe(), np.random.default_rng(7)
-    )
+    rng = np.random.default_rng(7)
+    trained = train(network, data.train_images, data.train_labels, 2, recipe(), rng, NO_BAR)
     for values, reference in zip((*trained.kernels, trained.bias), expected):
         np.testing.assert_allclose(values, reference, rtol=1e-3, atol=1e-5)
 
@@ -143,15 +140,27 @@ def test_training_learns():
 
 
 @pytest.mark.parametrize("batch_size", [1, 33, 100, 1000])
-def test_every_image_counts_once_an_epoch_whatever_the_batch_size(batch_size):
-    seen = []
-    train_toy(
-        epochs=3, batch_size=batch_size, report=lambda stage, work: seen.append((stage, work))
-    )
-    weights = 6 * 16 + 16 * 8 + 8 * 6
-    for epoch in (1, 2, 3):
-        works = [work for stage, work in seen if stage == f"epoch {epoch}/3"]
-        assert sum(works) == 3 * 100 * weights
+def test_every_image_counts_once_an_epoch_whatever_the_batch_size(monkeypatch, batch_size):
+    orders = []
+
+    def record(parameters, steps, images, labels, order, start, stop, *settings):
+        orders.append(order[start:stop].numpy())
+        return tf.constant(0.0)
+
+    monkeypatch.setattr("network_pruning.compiled", lambda function: record)
+    train_toy(epochs=3, batch_size=batch_size)
+    epochs = np.concatenate(orders).reshape(3, 100)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(100))
+    assert (epochs[0] != epochs[1]).any()
+    assert all(len(order) <= 50 * batch_size for order in orders)
+
+
+def test_the_progress_bar_counts_epochs():
+    shown = []
+    bar = SimpleNamespace(set_postfix_str=shown.append, update=lambda: shown.append("done"))
+    train_toy(epochs=2, bar=bar)
+    assert shown == ["epoch 1/2", "done", "epoch 2/2", "done"]
 
 
 def test_bfloat16_products_train_nearly_the_same_float32_network():
@@ -196,7 +205,7 @@ def test_a_loss_far_above_chance_is_a_failure_too():
 def test_weights_of_0_stay_0_to_the_bit_and_the_others_are_trained():
     dense = train_toy()
     *hidden, output = dense.kernels
-    pruned = [zero_lowest(k, rank(np.abs(k)), round(0.7 * k.size)) for k in hidden]
+    pruned = [prune_weights(kernel, 0.7) for kernel in hidden]
     again = train_toy(Network([*pruned, output], dense.bias), epochs=5)
     for before, after in zip(pruned, again.kernels):
         np.testing.assert_array_equal(after[before == 0], 0)
@@ -211,9 +220,7 @@ def test_retraining_compacted_is_retraining_masked(method):
     rng = np.random.default_rng(0)
     dense = train_toy(initial_network([6, 32, 32, 6], rng))
     *hidden, output = dense.kernels
-    score, count = METHODS[method]
-    ranks = [rank(score(kernel, rng)) for kernel in hidden]
-    pruned = map(zero_lowest, hidden, ranks, count(hidden, ranks, 0.9))
+    [pruned] = prune(hidden, method, [0.9], rng)
     masked = Network([*pruned, output], dense.bias)
     # an output weight whose unit is gone is masked in the twin, as compaction deletes it
     masked.kernels[-1][~masked.kernels[-2].any(axis=0)] = 0
@@ -237,11 +244,10 @@ def test_a_network_without_hidden_weights_is_retrained_to_its_bias():
 # -------------------------------------------------------------------------------- the experiment
 
 
-def rows_of(options, report=lambda *_: None):
+def rows_of(options, run=0):
     """Rows of one run on the toy data."""
-    return measure_networks(
-        generate_networks(SIZES, toy_data(), options, 0, report), toy_data(), report
-    )
+    data = toy_data()
+    return measure_networks(make_networks(SIZES, data, options, run, NO_BAR), data)
 
 
 def keyed(rows):
@@ -255,9 +261,8 @@ def keyed(rows):
 
 
 def test_a_run_measures_every_method_and_sparsity():
-    methods = list(METHODS)[:-1]
-    rows = keyed(rows_of(recipe(methods=methods)))
-    assert set(rows) == {(m, sparsity, 0) for m in methods for sparsity in (0, 0.5, 1)}
+    rows = keyed(rows_of(recipe(methods=list(METHODS))))
+    assert set(rows) == {(method, sparsity, 0) for method in METHODS for sparsity in (0, 0.5, 1)}
     assert rows["neuron", 0.5, 0]["layer_sizes"] == "6-8-4-6"
     for sparsity, column in ((0, "test_loss"), (1, "test_accuracy")):  # the dense one, the bias
         assert len({row[column] for key, row in rows.items() if key[1] == sparsity}) == 1
@@ -269,7 +274,7 @@ def test_a_run_measures_every_method_and_sparsity():
 def test_retraining_adds_rows_and_changes_none():
     methods = ["weight", "neuron", "random_weight", "global_weight"]
     once = keyed(rows_of(recipe(methods=methods)))
-    again = keyed(rows_of(recipe(methods=[*methods, "scratch"], retrain_epochs=3)))
+    again = keyed(rows_of(recipe(methods=methods, retrain_epochs=3)))
     assert {key: again[key] for key in once} == once
     added = set(again) - set(once)
     assert added == {(method, s, 3) for method in (*methods, "scratch") for s in (0, 0.5, 1)}
@@ -278,28 +283,30 @@ def test_retraining_adds_rows_and_changes_none():
     assert again["neuron", 0.5, 3]["test_loss"] < again["neuron", 0.5, 0]["test_loss"]
 
 
+def test_networks_from_scratch_come_with_retrained_neurons_only():
+    rows = keyed(rows_of(recipe(methods=["weight"], retrain_epochs=1)))
+    assert {method for method, _, _ in rows} == {"weight"}
+
+
 def test_rows_do_not_depend_on_which_other_methods_and_sparsities_are_asked_for():
     many = keyed(rows_of(recipe(methods=list(METHODS), retrain_epochs=1)))
-    few = recipe(methods=["random_neuron", "scratch"], sparsities=[0.0, 0.5], retrain_epochs=1)
+    few = recipe(methods=["random_neuron", "neuron"], sparsities=[0.0, 0.5], retrain_epochs=1)
     for key, row in keyed(rows_of(few)).items():
         assert many[key] == row
 
 
 def test_runs_of_a_seed_differ():
-    losses = []
-    for run in (0, 1):
-        networks = generate_networks(SIZES, toy_data(), recipe(), run, lambda *_: None)
-        losses.append(accuracy_and_loss(next(networks)[1])[1])
-    assert losses[0] != losses[1]
+    assert rows_of(recipe(), run=0)[0]["test_loss"] != rows_of(recipe(), run=1)[0]["test_loss"]
 
 
-def test_pruning_leaves_the_network_alone():
-    network = train_toy()
-    before = [kernel.copy() for kernel in network.kernels]
-    for method in METHODS:
-        list(prune(network, method, [0.5, 1.0], np.random.default_rng(0)))
-    for kernel, copy in zip(network.kernels, before):
-        np.testing.assert_array_equal(kernel, copy)
+@pytest.mark.parametrize("retrain_epochs", [0, 2])
+@pytest.mark.parametrize("methods", [["weight"], ["neuron", "random_neuron"]])
+def test_the_epochs_of_a_run_are_known_beforehand(methods, retrain_epochs):
+    done = []
+    bar = SimpleNamespace(set_postfix_str=lambda text: None, update=lambda: done.append(1))
+    options = recipe(methods=methods, retrain_epochs=retrain_epochs)
+    list(make_networks(SIZES, toy_data(), options, 0, bar))
+    assert len(done) == epochs_of_run(options)
 
 
 # ----------------------------------------------------------------------------------------- a GPU
