@@ -75,7 +75,8 @@ def test_the_command_falls_back_to_digits_and_shows_what_pruning_does(run_comman
 
 def test_the_same_seed_gives_the_same_csv_and_another_seed_another(run_command, run_main, tmp_path):
     def csv(run, name, *changes):
-        retrained = ("--runs", 2, "--retrain-epochs", 1, "--sparsities", 0.5)
+        methods = ("--methods", "neuron", "random_weight", "--sparsities", 0.5)
+        retrained = ("--runs", 2, "--retrain-epochs", 1, *methods)
         done = run(*SHORT, *retrained, "--output-dir", name, *changes)
         assert done.returncode == 0
         return without_times(tmp_path / name / "digits.csv")

@@ -63,7 +63,7 @@ def interval(better, worse):
     differences = 100 * (better - worse)
     mean = differences.mean()
     half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    text = f"{mean:.1f} ({mean - half:.1f} to {mean + half:.1f})"
+    text = f"{mean:.1f} [{mean - half:.1f}, {mean + half:.1f}]"
     return text.replace("-0.0", "0.0").replace("-", "−")
 
 
@@ -217,7 +217,7 @@ EXPECTED = [
     times("mnist", "weight", 0.99),
 ]
 NUMBER = (
-    r"(?<![\d.])\d\.\d{3}(?!\d)|−?\d+\.\d points \([^)]*\)|\d+\.\d %|\d+\.\d times|\d+ of \d+ runs"
+    r"(?<![\d.])\d\.\d{3}(?!\d)|−?\d+\.\d points \[[^]]*\]|\d+\.\d %|\d+\.\d times|\d+ of \d+ runs"
 )
 
 
