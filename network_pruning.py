@@ -302,7 +302,7 @@ METHODS = {  # name: what is scored in a kernel, and the sparsity of each layer
     "weight": (magnitudes, uniform),
     "neuron": (unit_norms, uniform),
     "matched_weight": (magnitudes, as_neurons),
-    "random_weight": (magnitudes, uniform),  # whose ranks are shuffled
+    "random_weight": (magnitudes, uniform),  # only as many scores; their ranks are random
     "random_neuron": (unit_norms, uniform),
     "global_weight": (magnitudes, by_global_rank),
 }
@@ -311,12 +311,14 @@ METHODS = {  # name: what is scored in a kernel, and the sparsity of each layer
 def prune(kernels, method, sparsities, rng):
     """Yield the kernels of hidden layers, [fan_in, units] each, pruned at each of the sparsities.
 
-    method: a key of METHODS. rng: shuffles the ranks for the random baselines.
+    method: a key of METHODS. rng: draws the ranks for the random baselines.
     """
     score, layer_sparsities = METHODS[method]
-    ranks = [rank(score(kernel)) for kernel in kernels]
+    scores = [score(kernel) for kernel in kernels]
     if method.startswith("random"):
-        ranks = [rng.permutation(layer.size).reshape(layer.shape) for layer in ranks]
+        ranks = [rng.permutation(layer.size).reshape(layer.shape) for layer in scores]
+    else:
+        ranks = [rank(layer) for layer in scores]
     for sparsity in sparsities:
         yield list(map(zero_lowest, kernels, ranks, layer_sparsities(kernels, sparsity)))
 
