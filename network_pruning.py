@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Sparsity against accuracy of pruned MNIST and Fashion-MNIST classifiers.
+"""Accuracy against sparsity of pruned MNIST and Fashion-MNIST classifiers.
 
 Trains dense ReLU networks, prunes them by weight magnitude and by the L2 norm of neurons, with
 random pruning as the baseline, and plots the test accuracy of what is left.
@@ -50,8 +50,8 @@ PRECISIONS = ("float32", "bfloat16")  # of the matrix products in training; the 
 RUNS = 3  # networks per data set
 SPARSITIES = (0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 
-BATCHES_PER_CALL = 50  # of TensorFlow, which does not react to Ctrl-C meanwhile
-FAILED_LOSS = 2  # times the loss of chance, ln(classes); untrained networks are below
+BATCHES_PER_CALL = 50  # in one call of TensorFlow, during which Ctrl-C has no effect
+FAILED_LOSS = 2  # times the loss of chance, ln(classes); untrained networks are below that
 TIMING_ROUNDS = 3
 DECIMALS = 6  # in the CSV
 
@@ -64,9 +64,7 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-IDX_BYTES = bytes(
-    (0, 0, 8)
-)  # how a file of unsigned bytes begins; its number of dimensions follows
+IDX_BYTES = b"\0\0\x08"  # how a file of unsigned bytes begins; the number of dimensions follows
 IDX_LIMIT = 2**30  # bytes, unpacked; MNIST's largest file has 47 million
 DOWNLOAD_TIMEOUT = 10  # seconds without data
 
@@ -81,7 +79,7 @@ class UserError(Exception):
 class Network(NamedTuple):
     """Kernels [fan_in, units] from first to output, and the output layer's bias [classes].
 
-    Hidden layers have no bias: a unit without incoming weights outputs 0, it really is gone.
+    Hidden layers have no bias, so a unit without incoming weights outputs 0 and really is gone.
     """
 
     kernels: list
@@ -121,7 +119,7 @@ def unbiased_logits(kernels, images):
 
 @functools.cache
 def compiled(function):
-    """Return `function` as a TensorFlow graph, which is traced once for each set of shapes."""
+    """Return `function` compiled by TensorFlow, which traces it once for each set of shapes."""
     return tf.function(function)
 
 
@@ -135,7 +133,8 @@ def train_batches(parameters, steps, images, labels, order, start, stop, batch_s
     and a mask of what is trained, or None for all. steps: variable that counts Adam's steps.
     rate: learning rate.
     """
-    total, variables = 0.0, [variable for variable, *_ in parameters]
+    variables = [variable for variable, *_ in parameters]
+    total = 0.0
     for first in tf.range(start, stop, batch_size):
         tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # steps are sequential
         batch = order[first : first + batch_size]
@@ -155,7 +154,7 @@ def train_batches(parameters, steps, images, labels, order, start, stop, batch_s
 def apply_adam(variable, m, v, mask, gradient, steps, rate):
     """Update a variable by a step of Adam (Kingma and Ba 2015), but not where the mask is 0.
 
-    This is TensorFlow's one fused operation; Keras 3's Adam is a chain of small ones.
+    This is a single fused operation of TensorFlow; Keras 3's Adam is a chain of small ones.
     """
     gradient = gradient if mask is None else gradient * mask
     state = {"var": variable.handle, "m": m.handle, "v": v.handle}
@@ -180,19 +179,20 @@ def train(network, images, labels, epochs, options, rng, bar):
     in the end.
     """
     parameters = [trainable(values) for values in (*network.kernels, network.bias)]
-    # tensors, since TensorFlow would trace anew for every other Python number
+    # as tensors: TensorFlow would trace again for every new Python number
     batch_size, rate = tf.constant(options.batch_size), tf.constant(options.learning_rate)
-    steps, train_part = tf.Variable(0.0), compiled(train_batches)
+    steps, train_some = tf.Variable(0.0), compiled(train_batches)
     span = BATCHES_PER_CALL * options.batch_size
+    chance_loss = math.log(network.bias.size)
     for epoch in range(1, epochs + 1):
         bar.set_postfix_str(f"epoch {epoch}/{epochs}")
         order = tf.constant(rng.permutation(len(images)))
         for start in range(0, len(images), span):
-            part = order, tf.constant(start), tf.constant(min(start + span, len(images)))
-            loss = train_part(parameters, steps, images, labels, *part, batch_size, rate).numpy()
+            some = order, tf.constant(start), tf.constant(min(start + span, len(images)))
+            loss = train_some(parameters, steps, images, labels, *some, batch_size, rate).numpy()
         bar.update()
-        limit = FAILED_LOSS * math.log(network.bias.size) if epoch == epochs else math.inf
-        if not loss < limit:  # or not a number
+        too_high = epoch == epochs and loss > FAILED_LOSS * chance_loss
+        if too_high or not math.isfinite(loss):
             advice = f"pass a --learning-rate below {options.learning_rate:g}"
             raise UserError(f"training failed in epoch {epoch}: the loss is {loss:g}; {advice}")
     *kernels, bias = [variable.numpy() for variable, *_ in parameters]
@@ -248,9 +248,8 @@ def check_prunable(kernel, sparsity):
 
 def rank(scores):
     """Place of each score in ascending order, from 0; of equal scores the first comes first."""
-    places = np.empty(scores.size, np.int64)
-    places[np.argsort(scores, axis=None, kind="stable")] = np.arange(scores.size)
-    return places.reshape(scores.shape)
+    order = np.argsort(scores, axis=None, kind="stable")
+    return np.argsort(order).reshape(scores.shape)
 
 
 def zero_lowest(kernel, ranks, sparsity):
@@ -258,7 +257,9 @@ def zero_lowest(kernel, ranks, sparsity):
 
     ranks: of the weights, in the shape of the kernel, or of the units, [units].
     """
-    return np.where(ranks >= round(sparsity * ranks.size), kernel, kernel.dtype.type(0))
+    # a Python float, since a NumPy float16 is too short to count with
+    count = round(float(sparsity) * ranks.size)
+    return np.where(ranks >= count, kernel, kernel.dtype.type(0))
 
 
 def magnitudes(kernel):
@@ -280,11 +281,12 @@ def uniform(kernels, sparsity):
 def as_neurons(kernels, sparsity):
     """Sparsity of each layer that keeps as many weights as neuron pruning leaves live in it.
 
-    Some of those kept may end in units that nothing else reaches, and so be dead themselves.
+    Some of those kept may lead to units that reach nothing, or come from units that nothing
+    reaches, and so be dead themselves.
     """
     classes = np.ones((kernels[-1].shape[1], 1))  # an output layer that uses every unit
-    *live, _ = compact([*(prune_neurons(kernel, sparsity) for kernel in kernels), classes])
-    return [1 - np.count_nonzero(left) / kernel.size for kernel, left in zip(kernels, live)]
+    *left, _ = compact([*(prune_neurons(kernel, sparsity) for kernel in kernels), classes])
+    return [1 - np.count_nonzero(small) / kernel.size for kernel, small in zip(kernels, left)]
 
 
 def by_global_rank(kernels, sparsity):
@@ -347,10 +349,10 @@ def compact(kernels):
         after &= before.any(axis=0)[:, np.newaxis]  # reached from the input
     for before, after in reversed(pairs):
         before &= after.any(axis=1)  # reaching the output
-    kept = [np.flatnonzero(layer.any(axis=0)) for layer in live[:-1]]
-    kept = [np.arange(shapes[0][0]), *kept, np.arange(shapes[-1][1])]
-    small = [kernel[np.ix_(*ends)] for kernel, ends in zip(kernels, zip(kept, kept[1:]))]
-    return [np.pad(kernel, [(0, not units) for units in kernel.shape]) for kernel in small]
+    units = [np.flatnonzero(mask.any(axis=0)) if mask.any() else [0] for mask in live[:-1]]
+    kept = [range(shapes[0][0]), *units, range(shapes[-1][1])]
+    masked = [kernel * mask for kernel, mask in zip(kernels, live)]
+    return [kernel[np.ix_(*ends)] for kernel, ends in zip(masked, zip(kept, kept[1:]))]
 
 
 # ----------------------------------------------------------------------------- the experiment
@@ -383,10 +385,9 @@ def make_networks(sizes, data, options, run, bar):
             purpose = f"{method} {sparsity}"
             bar.set_postfix_str(purpose)
             pruned = Network(compact([*kernels, output]), dense.bias)
+            kept = sum(map(np.count_nonzero, kernels)) / count_weights(hidden)
             made = {"method": method, "sparsity": sparsity, "retrain_epochs": 0}
-            made["achieved_sparsity"] = 1 - sum(map(np.count_nonzero, kernels)) / count_weights(
-                hidden
-            )
+            made["achieved_sparsity"] = 1 - kept
             yield made, pruned
             if more == 0:
                 continue
@@ -415,7 +416,7 @@ def evaluate(logits, labels):
 
 
 def measure(network, dense, data):
-    """Measure a network, made from a dense one, on the test set; the README tells the columns."""
+    """Measure a network, made from a dense one, on the test set; the README describes them."""
     *hidden, _ = network.kernels
     dense_weights = count_weights(dense.kernels[:-1])
     logits = compiled(unbiased_logits)(network.kernels, data.test_images).numpy()
@@ -434,7 +435,7 @@ def measure(network, dense, data):
 def time_networks(networks, images):
     """Time a pass over `images` for networks by name; return the best seconds of each.
 
-    Every round visits every network once, so that a change of the machine's pace meets all alike.
+    Every round visits every network once, so that changes in the machine's speed affect all alike.
     """
     kernels = {name: list(map(tf.constant, networks[name].kernels)) for name in networks}
     seconds = dict.fromkeys(networks, math.inf)
@@ -450,14 +451,15 @@ def time_networks(networks, images):
 def measure_networks(networks, data, models=None):
     """Measure networks, each after a dict of how it was made; return a row for each.
 
-    Only the layer sizes decide how fast a network is, so each of them is timed once. models: what
-    the paths begin with to which neuron-pruned networks are saved, in their final state, or None.
+    Only the layer sizes decide how fast a network is, so each of them is timed once. models: prefix
+    of the paths to which neuron-pruned networks are saved, in their final state, or None.
     """
-    rows, of_sizes = [], {}
+    rows, of_sizes, dense = [], {}, None
     for made, network in networks:
-        dense = of_sizes[rows[0]["layer_sizes"]] if rows else network
-        rows.append(made | measure(network, dense, data))
-        of_sizes.setdefault(rows[-1]["layer_sizes"], network)
+        dense = dense or network  # which comes first
+        row = made | measure(network, dense, data)
+        rows.append(row)
+        of_sizes.setdefault(row["layer_sizes"], network)
         if models and made["method"] == "neuron":
             with replacing(Path(f"{models}-neuron-{made['sparsity']}.keras")) as temporary:
                 keras_model(network).save(temporary)
@@ -469,13 +471,15 @@ def measure_networks(networks, data, models=None):
 
 def run_dataset(dataset, options, device, bar):
     """Run the experiment on one data set; write the results after every run."""
-    data, rows = on_device(dataset, options.precision), []
+    data = on_device(dataset, options.precision)
     title, path = TITLES.get(data.name, data.name), options.output_dir / f"{data.name}.csv"
-    sizes = [data.train_images.shape[1], *options.hidden_units, dataset.train_labels.max() + 1]
+    sizes = [data.train_images.shape[1], *options.hidden_units, int(dataset.train_labels.max()) + 1]
     settings = {name: getattr(options, name) for name in SETTINGS} | {"device": device}
     settings["versions"] = f"tensorflow {tf.__version__}, numpy {np.__version__}"
+    rows = []
     for run in range(options.runs):
-        name, began = f"{title}, run {run + 1} of {options.runs}", time.monotonic()
+        began = time.monotonic()
+        name = f"{title}, run {run + 1} of {options.runs}"
         bar.set_description_str(name)
         models = path.with_suffix("") if options.save_models and run == 0 else None
         networks = make_networks(sizes, data, options, run, bar)
@@ -524,8 +528,8 @@ def write_results(path, rows):
     import pandas
 
     with replacing(path) as temporary:
-        table = pandas.DataFrame(rows).round(DECIMALS)
-        table.to_csv(temporary, index=False, lineterminator="\n")
+        rounded = pandas.DataFrame(rows).round(DECIMALS)
+        rounded.to_csv(temporary, index=False, lineterminator="\n")
     draw_figures(path)
 
 
@@ -602,16 +606,17 @@ def draw_reproduction(figure, rows):
     """Draw test accuracy against sparsity in one shot, with a close-up of the dense accuracy."""
     figure.set_size_inches(MAIN_INCHES)
     close, whole = figure.subplots(2, height_ratios=(2, 5))
-    rows = rows[(rows["retrain_epochs"] == 0) & (rows["method"] != "matched_weight")]
-    dense = rows.loc[rows["sparsity"] == 0, "test_accuracy"].mean()
+    rows = rows[rows["retrain_epochs"] == 0]
+    reference = rows.loc[rows["sparsity"] == 0, "test_accuracy"].mean()
     chance = 1 / int(rows["layer_sizes"].iloc[0].rpartition("-")[2])
+    shown = [method for method in STYLES if method != "matched_weight"]
     for ax in (close, whole):
-        draw(ax, rows, "kept", "test_accuracy")
-        ax.axhline(dense, color="black", lw=0.8, label=f"dense network: {dense:.3f}")
+        draw(ax, rows, "kept", "test_accuracy", shown)
+        ax.axhline(reference, color="black", lw=0.8, label=f"dense network: {reference:.3f}")
         ax.axhline(chance, color="black", lw=0.8, ls=(0, (1, 3)), label=f"chance: {chance:.3g}")
     whole.set(xlabel="sparsity (logarithmic in the share kept)", yticks=np.linspace(0, 1, 11))
     close.set(xlabel="kept in each hidden layer, %", ylabel="close-up")
-    close.set_ylim(dense - CLOSE_UP[0], dense + CLOSE_UP[1])
+    close.set_ylim(reference - CLOSE_UP[0], reference + CLOSE_UP[1])
     close.xaxis.tick_top()
     close.xaxis.set_label_position("top")
     set_log_ticks(close.xaxis, "{x:g}")
@@ -619,10 +624,10 @@ def draw_reproduction(figure, rows):
 
 def draw_analysis(figure, rows):
     """Draw what explains the reproduction, a question a panel: layers, bias, speed, retraining."""
-    one_shot, retrained = (rows[(rows["retrain_epochs"] > 0) == more] for more in (False, True))
-    lines, columns = (1, 3) if retrained.empty else (2, 2)
-    figure.set_size_inches(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * lines + 1)
-    live, unbiased, speed, *again = figure.subplots(lines, columns).flat
+    one_shot, retrained = rows[rows["retrain_epochs"] == 0], rows[rows["retrain_epochs"] > 0]
+    height, width = (1, 3) if retrained.empty else (2, 2)  # panels
+    figure.set_size_inches(PANEL_INCHES[0] * width, PANEL_INCHES[1] * height + 1)
+    live, unbiased, speed, *again = figure.subplots(height, width).flat
     draw(live, one_shot, "live", "test_accuracy", ("weight", "neuron", "matched_weight"))
     live.set(title="At equal numbers of live weights?", xlabel="hidden weights that can act, %")
     set_log_ticks(live.xaxis, "{x:g}")
@@ -640,7 +645,7 @@ def draw_analysis(figure, rows):
 
 
 def add_texts(figure, title, rows):
-    """Add title, legend, and what was run in small print, for a picture that travels alone."""
+    """Add title, legend, and what was run in small print, so that a picture can stand alone."""
     row, inches = rows.iloc[0], figure.get_figwidth()
     caption = (
         f"{row['layer_sizes']} with ReLU; {row['epochs']} epochs of Adam at a rate of "
@@ -649,13 +654,10 @@ def add_texts(figure, title, rows):
         f"{row['seed']}. {row['device']}; {row['versions']}."
     )
     figure.supxlabel(textwrap.fill(caption, round(17 * inches)), fontsize=7, color="#444444")
-    lines = {line.get_label(): line for ax in figure.axes for line in ax.lines}
-    labels = [label for label in lines if not label.startswith("_")]
-    handles, columns = [lines[label] for label in labels], int(inches / 2.5)
-    legend = figure.legend(
-        handles, labels, ncols=columns, loc="outside upper center", frameon=False
-    )
-    legend.set_title(title, {"size": "large"})
+    axes = figure.axes
+    lines = {line.get_label(): line for ax in axes for line in ax.get_legend_handles_labels()[0]}
+    layout = {"ncols": int(inches / 2.5), "loc": "outside upper center", "frameon": False}
+    figure.legend(handles=[*lines.values()], title=title, title_fontsize="large", **layout)
 
 
 def draw_figures(path):
@@ -682,7 +684,7 @@ def draw_figures(path):
 
 
 class Dataset(NamedTuple):
-    """Images [n, height, width] of unsigned bytes and their labels [n]."""
+    """Images [n, height, width] of unsigned bytes and labels [n]; or as `on_device` has them."""
 
     name: str
     train_images: np.ndarray
@@ -746,14 +748,12 @@ def download(name):
         train_set, test_set = getattr(tf.keras.datasets, name).load_data()
     except Exception as error:  # Keras raises a bare Exception for a failed download
         advice = "pass --data-dir, or delete what a download cut short left in ~/.keras/datasets"
-        raise UserError(
-            f"{name} is unavailable: its download failed: {error!r}; {advice}"
-        ) from error
+        raise UserError(f"{name} is unavailable: download failed: {error!r}; {advice}") from error
     return *train_set, *test_set
 
 
 def load_digits():
-    """Load scikit-learn's handwritten digits, 1,797 images of 8 x 8; the last 360 are for tests."""
+    """Load scikit-learn's digits, 1,797 images of 8 x 8; the last 360 are the test set."""
     from sklearn import datasets
 
     digits = datasets.load_digits()
@@ -768,7 +768,7 @@ def check_dataset(dataset, source):
     parts = ("train", train_images, train_labels), ("t10k", test_images, test_labels)
     for part, images, labels in parts:
         files = f"{source}: {part}-images and {part}-labels"
-        if images.ndim != 3 or images.size == 0 or images.shape[:1] != labels.shape:
+        if images.ndim != 3 or not images.any() or images.shape[:1] != labels.shape:
             raise UserError(f"{files} have shapes {images.shape} and {labels.shape}")
         if images.shape[1:] != train_images.shape[1:]:
             raise UserError(f"{files}: images of another shape than in training")
@@ -845,7 +845,7 @@ def parse_options(arguments):
     if options.save_models and "neuron" not in options.methods:
         parser.error("--save-models saves what --methods neuron makes: add it")
     for name in options.datasets or []:
-        if Path(name).name != name or not (options.data_dir or name in TITLES):
+        if not re.fullmatch(r"\w[\w.-]*", name) or not (options.data_dir or name in TITLES):
             parser.error(f"--datasets {name}: not {', '.join(TITLES)}, nor a folder in --data-dir")
     return options
 
@@ -864,8 +864,9 @@ def configure_tensorflow():
         import tensorflow as tf
     except ImportError as error:
         install = f"{sys.executable} -m pip install -r requirements.txt"
-        raise UserError(f"TensorFlow cannot be imported ({error}); run {install}") from error
-    tf.get_logger().setLevel("ERROR")  # every size of network is traced, which it warns of
+        reason = str(error).strip().rpartition("\n")[2]  # its last line
+        raise UserError(f"TensorFlow cannot be imported ({reason}); run {install}") from error
+    tf.get_logger().setLevel("ERROR")  # it warns of tracing again, which every new size needs
     tf.config.experimental.enable_op_determinism()
     tf.config.experimental.enable_tensor_float_32_execution(False)  # rounds to 10 bits
     tf.config.threading.set_inter_op_parallelism_threads(1)  # the work is one chain of products
@@ -878,16 +879,20 @@ def configure_tensorflow():
 
 
 def cpu_name():
-    """Return the processor's name, as far as the system tells."""
+    """Return the processor's name, if the system reports it, else its architecture."""
     with contextlib.suppress(OSError, TypeError):
         return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
     return platform.processor() or platform.machine()
 
 
 def say(text):
-    """Print a line above the progress bar, at once."""
-    with tqdm.external_write_mode():
-        print(text, flush=True)
+    """Print a line above the progress bar; raise UserError if standard output takes no more."""
+    try:
+        with tqdm.external_write_mode():
+            print(text, flush=True)
+    except OSError as error:
+        sys.stdout = None  # or Python would fail to flush it at exit
+        raise UserError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def run_experiment(options):
@@ -900,9 +905,11 @@ def run_experiment(options):
     if device.startswith("CPU") and shutil.which("nvidia-smi"):
         say("TensorFlow does not see the NVIDIA GPU; README.md, On a GPU, says what to install")
     epochs = len(datasets) * options.runs * epochs_of_run(options)
-    shape = "{desc}{postfix} {percentage:3.0f} %|{bar}| {elapsed} elapsed, {remaining} left"
+    bar_format = "{desc}{postfix} {percentage:3.0f} %|{bar}| {elapsed} elapsed, {remaining} left"
     no_terminal = not (sys.stderr and sys.stderr.isatty())
-    with tqdm(total=epochs, disable=no_terminal, leave=False, smoothing=0, bar_format=shape) as bar:
+    with tqdm(
+        total=epochs, disable=no_terminal, leave=False, smoothing=0, bar_format=bar_format
+    ) as bar:
         try:
             for dataset in datasets:
                 run_dataset(dataset, options, device, bar)
@@ -919,15 +926,15 @@ def replot(folder):
     for path in paths:
         try:
             draw_figures(path)
-        except (LookupError, ValueError, TypeError) as error:
-            raise UserError(f"{path} is not a whole CSV file of this script: {error!r}") from error
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            raise UserError(f"{path} is not a CSV file of this script: {error!r}") from error
         say(f"drew {path.with_suffix('.png')} and {path.stem}-analysis.png")
 
 
 def main(arguments=None):
     """Run the experiment and return the exit status."""
     options = parse_options(arguments)
-    with contextlib.suppress(AttributeError):  # a notebook's, or none
+    with contextlib.suppress(AttributeError):  # a notebook's cannot be, nor one that is closed
         sys.stdout.reconfigure(errors="replace")  # characters that it cannot encode
     try:
         if options.replot:
@@ -936,11 +943,10 @@ def main(arguments=None):
             run_experiment(options)
     except (UserError, OSError) as error:
         print(f"{NAME}: error: {error}", file=sys.stderr)
-        sys.stdout = None  # if it is what failed, Python would try again at exit
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        return 130  # as shells have it
+        return 130  # 128 + SIGINT, the convention of shells
     return 0
 
 

@@ -28,7 +28,7 @@ COLUMNS = [
 def test_the_command_falls_back_to_digits_and_shows_what_pruning_does(run_command, tmp_path):
     done = run_command()
     assert done.returncode == 0
-    assert "mnist is unavailable: its download failed" in done.stderr
+    assert "mnist is unavailable: download failed" in done.stderr
     assert "Using scikit-learn's digits instead.\n" in done.stderr
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert names == ["digits-analysis.png", "digits.csv", "digits.png"]
@@ -104,6 +104,14 @@ def test_retraining_changes_no_one_shot_row(run_main, tmp_path):
     assert {row["method"] for row in retrained} == {*DEFAULT_METHODS, "scratch"}
     assert len({row["test_loss"] for row in retrained if row["sparsity"] == 0}) == 1
     assert "scratch" in done.stdout
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_run_alone(run_main, tmp_path, method):
+    done = run_main(*SHORT, "--runs", 1, "--methods", method, "--sparsities", 0.5)
+    assert done.returncode == 0 and method in done.stdout
+    assert {row["method"] for row in read_rows(tmp_path / "plots" / "digits.csv")} == {method}
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 2
 
 
 def test_only_the_methods_asked_for_are_run_and_sparsity_0_is_always_there(run_main, tmp_path):
@@ -204,6 +212,8 @@ def test_the_real_data_sets_train_side_by_side(run_command, real_data, tmp_path)
         (["--methods", "weight", "--save-models"], "--save-models saves what --methods neuron"),
         (["--datasets", "cifar"], "--datasets cifar: not mnist, fashion_mnist, digits, nor a"),
         (["--data-dir", ".", "--datasets", "../x"], "--datasets ../x: not mnist, "),
+        (["--data-dir", ".", "--datasets", ".."], "--datasets ..: not mnist, "),
+        (["--data-dir", ".", "--datasets", ""], "--datasets : not mnist, "),
         (["--epoch", "1"], "unrecognized arguments: --epoch 1"),
     ],
 )

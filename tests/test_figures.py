@@ -261,9 +261,9 @@ def test_replot_draws_every_csv_file_again_without_tensorflow(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is not a whole CSV file of this script: EmptyDataError"),
-        ("a,b\n1,2\n", "is not a whole CSV file of this script: KeyError"),
-        ("dataset,run\nmnist\n", "is not a whole CSV file of this script: KeyError"),
+        ("", "is not a CSV file of this script: EmptyDataError"),
+        ("a,b\n1,2\n", "is not a CSV file of this script: KeyError"),
+        ("dataset,run\nmnist\n", "is not a CSV file of this script: KeyError"),
     ],
 )
 def test_replot_names_a_file_that_it_cannot_draw(run_main, tmp_path, content, message):
@@ -272,6 +272,14 @@ def test_replot_names_a_file_that_it_cannot_draw(run_main, tmp_path, content, me
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "error: mnist.csv" in done.stderr and message in done.stderr
     assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("layer_sizes", ["7", "784-10-0", "784-x"])
+def test_replot_names_a_file_with_layer_sizes_that_are_none(run_main, tmp_path, layer_sizes):
+    write(tmp_path / "mnist.csv", make_rows(layer_sizes=layer_sizes))
+    done = run_main("--replot", "--output-dir", ".")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "error: mnist.csv is not a CSV file of this script: " in done.stderr
 
 
 def test_replot_of_no_folder_says_so_and_makes_none(run_main, tmp_path):

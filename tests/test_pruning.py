@@ -83,6 +83,13 @@ def test_the_count_is_the_rounded_product(size, sparsity, count):
     assert np.count_nonzero(prune_neurons(kernel, sparsity) == 0) == count
 
 
+def test_the_count_is_exact_whatever_the_type_of_the_sparsity():
+    kernel = np.ones((1000, 100))
+    for kind in (np.float16, np.float32, np.float64):
+        pruned = prune_weights(kernel, kind(0.5))
+        assert np.count_nonzero(pruned) == 50_000
+
+
 @given(KERNELS, SPARSITIES)
 def test_exactly_the_requested_weights_go_and_the_kept_ones_are_no_smaller(kernel, sparsity):
     pruned = prune_weights(kernel, sparsity)
