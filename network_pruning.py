@@ -392,13 +392,15 @@ def make_networks(sizes, data, options, run, bar):
             if more == 0:
                 continue
             made = made | {"retrain_epochs": more}
-            yield made, learn(pruned, more, purpose) if sparsity else dense_again
-            if method == "neuron":
-                purpose = f"scratch {sparsity}"
-                rng = draws(options.seed, run, f"init {purpose}")
-                fresh = initial_network(layer_sizes(pruned.kernels), rng)
-                scratch = learn(fresh, options.epochs + more, purpose) if sparsity else dense_again
-                yield made | {"method": "scratch"}, scratch
+            again = learn(pruned, more, purpose) if sparsity > 0 else dense_again
+            yield made, again
+            if method != "neuron":
+                continue
+            purpose = f"scratch {sparsity}"
+            rng = draws(options.seed, run, f"init {purpose}")
+            fresh = initial_network(layer_sizes(pruned.kernels), rng)
+            scratch = learn(fresh, options.epochs + more, purpose) if sparsity > 0 else dense_again
+            yield made | {"method": "scratch"}, scratch
 
 
 def epochs_of_run(options):
@@ -416,7 +418,7 @@ def evaluate(logits, labels):
 
 
 def measure(network, dense, data):
-    """Measure a network, made from a dense one, on the test set; the README describes them."""
+    """Measure a network, made from a dense one, on the test set; the README has the columns."""
     *hidden, _ = network.kernels
     dense_weights = count_weights(dense.kernels[:-1])
     logits = compiled(unbiased_logits)(network.kernels, data.test_images).numpy()
@@ -628,12 +630,14 @@ def draw_analysis(figure, rows):
     height, width = (1, 3) if retrained.empty else (2, 2)  # panels
     figure.set_size_inches(PANEL_INCHES[0] * width, PANEL_INCHES[1] * height + 1)
     live, unbiased, speed, *again = figure.subplots(height, width).flat
-    draw(live, one_shot, "live", "test_accuracy", ("weight", "neuron", "matched_weight"))
-    live.set(title="At equal numbers of live weights?", xlabel="hidden weights that can act, %")
+    not_random = [method for method in STYLES if not method.startswith("random")]
+    draw(live, one_shot, "live", "test_accuracy", not_random)
+    live.set(title="Is it the number of live weights?")
+    live.set_xlabel("hidden weights that can act (live), %")
     set_log_ticks(live.xaxis, "{x:g}")
     draw(unbiased, one_shot, "kept", "test_accuracy", faint=True)
     draw(unbiased, one_shot, "kept", "unbiased_accuracy")
-    unbiased.set_title("Without output bias (thin: with it)?")
+    unbiased.set_title("Is it the output bias? (thin: with it)")
     draw(speed, one_shot, "kept", "speedup", ("weight", "neuron"))
     slowest, fastest = one_shot["speedup"].min(), one_shot["speedup"].max()
     speed.set(title="Are the networks faster?", ylabel="speed-up over dense", yscale="log")
@@ -641,7 +645,7 @@ def draw_analysis(figure, rows):
     set_log_ticks(speed.yaxis, "{x:g}x")
     for ax in again:
         draw(ax, retrained, "kept", "test_accuracy")
-        ax.set_title(f"After retraining? (epochs: {rows['retrain_epochs'].max()})")
+        ax.set_title(f"Does retraining help? (epochs: {rows['retrain_epochs'].max()})")
 
 
 def add_texts(figure, title, rows):
@@ -650,7 +654,7 @@ def add_texts(figure, title, rows):
     caption = (
         f"{row['layer_sizes']} with ReLU; {row['epochs']} epochs of Adam at a rate of "
         f"{row['learning_rate']:g}, batches of {row['batch_size']}, {row['precision']}. Mean, "
-        f"standard deviation (band) and single runs (thin); runs: {rows['run'].nunique()}, seed: "
+        f"standard deviation (band) and single runs (pale); runs: {rows['run'].nunique()}, seed: "
         f"{row['seed']}. {row['device']}; {row['versions']}."
     )
     figure.supxlabel(textwrap.fill(caption, round(17 * inches)), fontsize=7, color="#444444")
@@ -737,8 +741,9 @@ def read_idx(path):
         shape = np.frombuffer(content, ">u4", dimensions, offset=4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
+        reason = getattr(error, "strerror", None) or error
         advice = f"--data-dir is the folder that contains {path.parent.name}/"
-        raise UserError(f"{path} is not a whole IDX file: {error}; {advice}") from error
+        raise UserError(f"{path} cannot be read as an IDX file: {reason}; {advice}") from error
 
 
 def download(name):
@@ -747,7 +752,7 @@ def download(name):
     try:
         train_set, test_set = getattr(tf.keras.datasets, name).load_data()
     except Exception as error:  # Keras raises a bare Exception for a failed download
-        advice = "pass --data-dir, or delete what a download cut short left in ~/.keras/datasets"
+        advice = "pass --data-dir, or delete an interrupted download in ~/.keras/datasets"
         raise UserError(f"{name} is unavailable: download failed: {error!r}; {advice}") from error
     return *train_set, *test_set
 
@@ -817,19 +822,19 @@ def option_parser():
     summary = __doc__.partition("\n")[0]
     parser = argparse.ArgumentParser(NAME, "%(prog)s [options]", summary, allow_abbrev=False)
     add = parser.add_argument
-    add("--datasets", nargs="+", help="mnist, fashion_mnist, digits, or a folder in --data-dir")
+    add("--datasets", nargs="+", help="(mnist fashion_mnist), digits, or folders of --data-dir")
     add("--data-dir", type=Path, help="folder of folders of IDX files, instead of a download")
     add("--output-dir", type=Path, default="plots", help="folder to write to (%(default)s)")
-    add("--methods", nargs="+", choices=METHODS, help="all but global_weight, unless given")
+    add("--methods", nargs="+", choices=METHODS, help="(all but global_weight)")
     add("--sparsities", nargs="+", type=share, default=SPARSITIES, help="fractions %(default)s")
     add("--retrain-epochs", type=natural, default=0, help="epochs after pruning (%(default)s)")
     add("--runs", type=count, default=RUNS, help="networks per data set (%(default)s)")
     add("--seed", type=natural, default=0, help="seed of all random draws (%(default)s)")
-    add("--hidden-units", nargs="+", type=count, default=HIDDEN_UNITS, help="%(default)s")
+    add("--hidden-units", nargs="+", type=count, default=HIDDEN_UNITS, help="sizes %(default)s")
     add("--epochs", type=count, default=EPOCHS, help="epochs of training (%(default)s)")
     add("--batch-size", type=count, default=BATCH_SIZE, help="images per step (%(default)s)")
     add("--learning-rate", type=rate, default=LEARNING_RATE, help="rate of Adam (%(default)s)")
-    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="type of matrix products")
+    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of products (%(default)s)")
     add("--save-models", action="store_true", help="save the neuron-pruned networks of one run")
     add("--replot", action="store_true", help="only draw the CSV files of --output-dir again")
     return parser

@@ -78,7 +78,7 @@ def assert_one_line(done, message, status=1):
 def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, content, message):
     said = damage(tmp_path, content)
     path = tmp_path / "mnist" / "train-images-idx3-ubyte.gz"
-    assert said.startswith(f"{path} is not a whole IDX file: ")
+    assert said.startswith(f"{path} cannot be read as an IDX file: ")
     assert message in said
 
 
@@ -86,7 +86,7 @@ def test_an_archive_is_unpacked_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(network_pruning, "IDX_LIMIT", 10_000_000)
     bomb = gzip.compress(IMAGES + bytes(500_000_000), compresslevel=1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert "is not a whole IDX file" in damage(tmp_path, bomb)
+    assert "cannot be read as an IDX file" in damage(tmp_path, bomb)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
 
 
@@ -95,7 +95,7 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path):
     path = tmp_path / "mnist" / "train-images-idx3-ubyte.gz"
     path.unlink()
     path.mkdir()
-    with pytest.raises(UserError, match=f"{path} is not a whole IDX file"):
+    with pytest.raises(UserError, match=f"{path} cannot be read as an IDX file"):
         load_datasets(["mnist"], tmp_path)
 
 
@@ -165,7 +165,7 @@ def test_a_damaged_download_is_reported_with_where_it_is(run_command, tmp_path):
     path = cache / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-20])  # as a killed download leaves it
     done = run_command("--datasets", "fashion_mnist")
-    assert_one_line(done, "delete what a download cut short left in ~/.keras/datasets")
+    assert_one_line(done, "delete an interrupted download in ~/.keras/datasets")
 
 
 class Halting(BaseHTTPRequestHandler):

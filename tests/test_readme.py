@@ -273,7 +273,7 @@ def test_the_snippet_prunes_a_model_with_convolutions_normalization_and_a_softma
             keras.layers.Softmax(),
         ]
     )
-    exec(snippet("import numpy"), {"model": model})
+    exec(snippet("from tensorflow"), {"model": model})
     conv, _, _, dense, classifier, _ = model.layers
     for layer, units in ((conv, 3), (dense, 10)):
         kernel, bias = layer.get_weights()
