@@ -241,9 +241,10 @@ def test_the_table_of_the_original_is_up_to_date():
 def test_the_runs_that_both_commands_have_agree(name):
     both = []
     for folder in ("", "retrained"):
-        rows = RESULTS[folder, name].drop(columns="speedup")
-        both.append(rows[(rows["retrain_epochs"] == 0) & (rows["run"] < 5)])
-    pandas.testing.assert_frame_equal(*(rows.reset_index(drop=True) for rows in both))
+        rows = pandas.read_csv(PLOTS / folder / f"{name}.csv", dtype=str).drop(columns="speedup")
+        shared = (rows["retrain_epochs"] == "0") & (rows["run"].astype(int) < 5)
+        both.append(rows[shared].to_csv(index=False))
+    assert both[0] == both[1]
 
 
 def test_every_figure_that_the_readme_shows_is_in_plots():
