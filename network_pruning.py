@@ -351,7 +351,7 @@ def compact(kernels):
         before &= after.any(axis=1)  # reaching the output
     units = [np.flatnonzero(mask.any(axis=0)) if mask.any() else [0] for mask in live[:-1]]
     kept = [range(shapes[0][0]), *units, range(shapes[-1][1])]
-    masked = [kernel * mask for kernel, mask in zip(kernels, live)]
+    masked = [np.where(mask, kernel, 0) for kernel, mask in zip(kernels, live)]
     return [kernel[np.ix_(*ends)] for kernel, ends in zip(masked, zip(kept, kept[1:]))]
 
 

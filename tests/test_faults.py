@@ -71,7 +71,7 @@ def assert_one_line(done, message, status=1):
         (gzip.compress(IMAGES[:4] + b"\xff" * 12), "reshape"),
     ],
     ids=(
-        ["empty", "text", "truncated", "corrupt", "magic", "type", "four bytes", "header"]
+        ["empty", "text", "truncated", "corrupt", "magic", "type", "three-bytes", "header"]
         + ["short", "long", "huge"]
     ),
 )
