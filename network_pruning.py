@@ -46,7 +46,6 @@ EPOCHS = 10
 BATCH_SIZE = 128  # images
 LEARNING_RATE = 1e-3
 ADAM = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}  # the defaults of TensorFlow 1
-PRECISIONS = ("float32", "bfloat16")  # of the matrix products in training; the rest is float32
 RUNS = 3  # networks per data set
 SPARSITIES = (0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 
@@ -69,21 +68,18 @@ IDX_LIMIT = 2**30  # bytes, unpacked; MNIST's largest file has 47 million
 DOWNLOAD_TIMEOUT = 10  # seconds without data
 
 
+# a progress bar where standard error is a terminal
+progress = functools.partial(tqdm, leave=False, disable=None if sys.stderr else True)
+
+
 class UserError(Exception):
     """Something the user can fix. The message is one line: what is wrong and how to fix it."""
 
 
 # ------------------------------------------------------------------------------------ network
-
-
-class Network(NamedTuple):
-    """Kernels [fan_in, units] from first to output, and the output layer's bias [classes].
-
-    Hidden layers have no bias, so a unit without incoming weights outputs 0 and really is gone.
-    """
-
-    kernels: list
-    bias: np.ndarray
+# A network is a list of arrays: the kernels [fan_in, units] from first to output, and last the
+# output layer's bias [classes]. Hidden layers have no bias, so a unit without incoming weights
+# outputs 0 and really is gone.
 
 
 def initial_network(sizes, rng):
@@ -92,7 +88,7 @@ def initial_network(sizes, rng):
     for fan_in, units in zip(sizes, sizes[1:]):
         limit = math.sqrt(6 / (fan_in + units))
         kernels.append(rng.uniform(-limit, limit, (fan_in, units)).astype(np.float32))
-    return Network(kernels, np.zeros(sizes[-1], np.float32))
+    return [*kernels, np.zeros(sizes[-1], np.float32)]
 
 
 def layer_sizes(kernels):
@@ -106,15 +102,11 @@ def count_weights(kernels):
 
 
 def unbiased_logits(kernels, images):
-    """Logits [n, classes] of images [n, pixels] before the output bias is added, in float32.
-
-    The matrix products have the precision of the images.
-    """
-    *hidden, output = [tf.cast(kernel, images.dtype) for kernel in kernels]
+    """Logits [n, classes] of images [n, pixels] before the output bias is added."""
     activations = images
-    for kernel in hidden:
+    for kernel in kernels[:-1]:
         activations = tf.nn.relu(tf.matmul(activations, kernel))
-    return tf.cast(tf.matmul(activations, output), tf.float32)
+    return tf.matmul(activations, kernels[-1])
 
 
 @functools.cache
@@ -169,34 +161,28 @@ def trainable(values):
     return [tf.Variable(values), tf.Variable(0 * values), tf.Variable(0 * values), mask]
 
 
-def train(network, images, labels, epochs, options, rng, bar):
+def train(network, images, labels, epochs, options, rng):
     """Return a network trained further by Adam on softmax cross-entropy; weights of 0 stay 0.
 
-    An epoch is a permutation of the images; Adam starts afresh. images: tensor [n, pixels] in
-    [0, 1], float32 or bfloat16, which is the precision of the matrix products. labels: tensor [n]
-    of int64. options: has batch_size and learning_rate. rng: draws the order of the images. bar: a
-    tqdm that counts epochs. Raises UserError if the loss is not finite, or far above that of chance
-    in the end.
+    An epoch is a permutation of the images; Adam starts afresh. images: tensor [n, pixels] of
+    float32 in [0, 1]. labels: tensor [n] of int64. options: has batch_size and learning_rate. rng:
+    draws the order of the images. Raises UserError if an epoch ends with a loss that is not finite
+    or far above that of chance.
     """
-    parameters = [trainable(values) for values in (*network.kernels, network.bias)]
+    parameters = [trainable(values) for values in network]
     # as tensors: TensorFlow would trace again for every new Python number
     batch_size, rate = tf.constant(options.batch_size), tf.constant(options.learning_rate)
     steps, train_some = tf.Variable(0.0), compiled(train_batches)
     span = BATCHES_PER_CALL * options.batch_size
-    chance_loss = math.log(network.bias.size)
-    for epoch in range(1, epochs + 1):
-        bar.set_postfix_str(f"epoch {epoch}/{epochs}")
+    for epoch in progress(range(1, epochs + 1), "epoch"):
         order = tf.constant(rng.permutation(len(images)))
         for start in range(0, len(images), span):
             some = order, tf.constant(start), tf.constant(min(start + span, len(images)))
             loss = train_some(parameters, steps, images, labels, *some, batch_size, rate).numpy()
-        bar.update()
-        too_high = epoch == epochs and loss > FAILED_LOSS * chance_loss
-        if too_high or not math.isfinite(loss):
+        if not loss < FAILED_LOSS * math.log(network[-1].size):  # or not a number
             advice = f"pass a --learning-rate below {options.learning_rate:g}"
             raise UserError(f"training failed in epoch {epoch}: the loss is {loss:g}; {advice}")
-    *kernels, bias = [variable.numpy() for variable, *_ in parameters]
-    return Network(kernels, bias)
+    return [variable.numpy() for variable, *_ in parameters]
 
 
 # ------------------------------------------------------------------------------------ pruning
@@ -363,51 +349,45 @@ def draws(seed, run, purpose):
     return np.random.default_rng([seed, run, *purpose.encode()])
 
 
-def make_networks(sizes, data, options, run, bar):
+def pruned_networks(dense, options, run):
+    """Prune a network by each method at each sparsity; yield a dict that says how, and the rest."""
+    *hidden, output, bias = dense
+    for method in progress(options.methods, "method"):
+        levels = prune(hidden, method, options.sparsities, draws(options.seed, run, method))
+        for sparsity, kernels in zip(options.sparsities, levels):
+            kept = sum(map(np.count_nonzero, kernels)) / count_weights(hidden)
+            made = {"method": method, "sparsity": sparsity, "retrain_epochs": 0}
+            yield made | {"achieved_sparsity": 1 - kept}, [*compact([*kernels, output]), bias]
+
+
+def make_networks(sizes, data, options, run):
     """Train a dense network; yield every network made from it, each after a dict that says how.
 
-    Every level prunes the trained network. Pruned networks are retrained compacted. Those without
-    the smallest neurons are joined by fresh ones of their sizes, "scratch", trained for as many
-    epochs in all. At sparsity 0 each method has the dense network, which comes first.
+    The first is the dense network, which every method has at sparsity 0. Pruned networks are
+    retrained compacted. Those without the smallest neurons are joined by fresh ones of their sizes,
+    "scratch", trained for as many epochs in all.
     """
 
     def learn(network, epochs, purpose):
         rng = draws(options.seed, run, purpose)
-        return train(network, data.train_images, data.train_labels, epochs, options, rng, bar)
+        return train(network, data.train_images, data.train_labels, epochs, options, rng)
 
     more = options.retrain_epochs
     dense = learn(initial_network(sizes, draws(options.seed, run, "init")), options.epochs, "dense")
     dense_again = learn(dense, more, "dense again")
-    *hidden, output = dense.kernels
-    for method in options.methods:
-        levels = prune(hidden, method, options.sparsities, draws(options.seed, run, method))
-        for sparsity, kernels in zip(options.sparsities, levels):
-            purpose = f"{method} {sparsity}"
-            bar.set_postfix_str(purpose)
-            pruned = Network(compact([*kernels, output]), dense.bias)
-            kept = sum(map(np.count_nonzero, kernels)) / count_weights(hidden)
-            made = {"method": method, "sparsity": sparsity, "retrain_epochs": 0}
-            made["achieved_sparsity"] = 1 - kept
-            yield made, pruned
-            if more == 0:
-                continue
-            made = made | {"retrain_epochs": more}
-            again = learn(pruned, more, purpose) if sparsity > 0 else dense_again
-            yield made, again
-            if method != "neuron":
-                continue
+    for made, pruned in pruned_networks(dense, options, run):
+        yield made, pruned
+        if more == 0:
+            continue
+        method, sparsity = made["method"], made["sparsity"]
+        again = learn(pruned, more, f"{method} {sparsity}") if sparsity > 0 else dense_again
+        yield made | {"retrain_epochs": more}, again
+        if method == "neuron":
             purpose = f"scratch {sparsity}"
             rng = draws(options.seed, run, f"init {purpose}")
-            fresh = initial_network(layer_sizes(pruned.kernels), rng)
+            fresh = initial_network(layer_sizes(pruned[:-1]), rng)
             scratch = learn(fresh, options.epochs + more, purpose) if sparsity > 0 else dense_again
-            yield made | {"method": "scratch"}, scratch
-
-
-def epochs_of_run(options):
-    """Number of epochs that a run trains for, whatever the size of the network."""
-    levels, more = len(options.sparsities) - 1, options.retrain_epochs  # sparsity 0 is shared
-    from_scratch = levels * (options.epochs + more) if more and "neuron" in options.methods else 0
-    return options.epochs + more + levels * more * len(options.methods) + from_scratch
+            yield made | {"method": "scratch", "retrain_epochs": more}, scratch
 
 
 def evaluate(logits, labels):
@@ -419,10 +399,10 @@ def evaluate(logits, labels):
 
 def measure(network, dense, data):
     """Measure a network, made from a dense one, on the test set; the README has the columns."""
-    *hidden, _ = network.kernels
-    dense_weights = count_weights(dense.kernels[:-1])
-    logits = compiled(unbiased_logits)(network.kernels, data.test_images).numpy()
-    accuracy, loss = evaluate(logits + network.bias, data.test_labels)
+    *kernels, bias = network
+    hidden, dense_weights = kernels[:-1], count_weights(dense[:-2])
+    logits = compiled(unbiased_logits)(kernels, data.test_images).numpy()
+    accuracy, loss = evaluate(logits + bias, data.test_labels)
     unbiased_accuracy, _ = evaluate(logits, data.test_labels)
     return {
         "test_accuracy": accuracy,
@@ -430,7 +410,7 @@ def measure(network, dense, data):
         "test_loss": loss,
         "live_fraction": sum(map(np.count_nonzero, hidden)) / dense_weights,
         "stored_fraction": count_weights(hidden) / dense_weights,
-        "layer_sizes": "-".join(map(str, layer_sizes(network.kernels))),
+        "layer_sizes": "-".join(map(str, layer_sizes(kernels))),
     }
 
 
@@ -439,7 +419,7 @@ def time_networks(networks, images):
 
     Every round visits every network once, so that changes in the machine's speed affect all alike.
     """
-    kernels = {name: list(map(tf.constant, networks[name].kernels)) for name in networks}
+    kernels = {name: list(map(tf.constant, networks[name][:-1])) for name in networks}
     seconds = dict.fromkeys(networks, math.inf)
     for _ in range(TIMING_ROUNDS):
         for name in networks:
@@ -473,7 +453,7 @@ def measure_networks(networks, data, models=None):
 
 def run_dataset(dataset, options, device, bar):
     """Run the experiment on one data set; write the results after every run."""
-    data = on_device(dataset, options.precision)
+    data = on_device(dataset)
     title, path = TITLES.get(data.name, data.name), options.output_dir / f"{data.name}.csv"
     sizes = [data.train_images.shape[1], *options.hidden_units, int(dataset.train_labels.max()) + 1]
     settings = {name: getattr(options, name) for name in SETTINGS} | {"device": device}
@@ -484,12 +464,12 @@ def run_dataset(dataset, options, device, bar):
         name = f"{title}, run {run + 1} of {options.runs}"
         bar.set_description_str(name)
         models = path.with_suffix("") if options.save_models and run == 0 else None
-        networks = make_networks(sizes, data, options, run, bar)
-        measured = measure_networks(networks, data, models)
+        measured = measure_networks(make_networks(sizes, data, options, run), data, models)
         compiled.cache_clear()  # or the graphs of all sizes of all runs would stay in memory
         key = {"dataset": data.name, "run": run, "seed": options.seed}
         rows += [key | row | settings for row in measured]
         write_results(path, rows)
+        bar.update()
         accuracy, seconds = measured[0]["test_accuracy"], time.monotonic() - began
         say(f"{name}: dense test accuracy {accuracy:.4f}, {seconds:.0f} s, saved in {path}")
     say(f"\n{title}: test accuracy, mean \u00b1 standard deviation\n{table(rows)}\n")
@@ -516,10 +496,10 @@ def replacing(path):
 def keras_model(network):
     """Build a compiled keras.Sequential of a network: images [n, pixels] in [0, 1] to logits."""
     keras = tf.keras
-    pixels, *hidden, classes = layer_sizes(network.kernels)
+    pixels, *hidden, classes = layer_sizes(network[:-1])
     layers = [keras.layers.Dense(units, "relu", use_bias=False) for units in hidden]
     model = keras.Sequential([keras.Input([pixels]), *layers, keras.layers.Dense(classes)])
-    model.set_weights([*network.kernels, network.bias])
+    model.set_weights(network)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss, metrics=["accuracy"])  # SGD keeps no state to save
     return model
@@ -653,8 +633,8 @@ def add_texts(figure, title, rows):
     row, inches = rows.iloc[0], figure.get_figwidth()
     caption = (
         f"{row['layer_sizes']} with ReLU; {row['epochs']} epochs of Adam at a rate of "
-        f"{row['learning_rate']:g}, batches of {row['batch_size']}, {row['precision']}. Mean, "
-        f"standard deviation (band) and single runs (pale); runs: {rows['run'].nunique()}, seed: "
+        f"{row['learning_rate']:g}, batches of {row['batch_size']}. Mean, standard "
+        f"deviation (band) and single runs (pale); runs: {rows['run'].nunique()}, seed: "
         f"{row['seed']}. {row['device']}; {row['versions']}."
     )
     figure.supxlabel(textwrap.fill(caption, round(17 * inches)), fontsize=7, color="#444444")
@@ -772,19 +752,19 @@ def check_dataset(dataset, source):
     classes = int(train_labels.max(initial=0)) + 1
     parts = ("train", train_images, train_labels), ("t10k", test_images, test_labels)
     for part, images, labels in parts:
-        files = f"{source}: {part}-images and {part}-labels"
-        if images.ndim != 3 or not images.any() or images.shape[:1] != labels.shape:
-            raise UserError(f"{files} have shapes {images.shape} and {labels.shape}")
-        if images.shape[1:] != train_images.shape[1:]:
-            raise UserError(f"{files}: images of another shape than in training")
-        if labels.max() >= classes or classes < 2:
-            raise UserError(f"{files}: a label {labels.max()}, but {classes} classes in training")
+        fitting = images.ndim == 3 and images.shape == labels.shape + train_images.shape[1:]
+        if not fitting or not images.any() or labels.max() >= classes or classes < 2:
+            raise UserError(
+                f"{source}: {part}-images and {part}-labels do not fit, are empty or all black: "
+                f"images {images.shape}, labels {labels.shape} up to {labels.max(initial=0)}, "
+                f"where training has {classes} classes and images {train_images.shape[1:]}"
+            )
 
 
-def on_device(dataset, precision):
+def on_device(dataset):
     """Copy a data set to the device: images [n, pixels], scaled there to [0, 1], and labels [n].
 
-    The images for training have the precision of training. The test labels stay NumPy.
+    The test labels stay NumPy.
     """
     brightest = float(dataset.train_images.max())
 
@@ -792,7 +772,7 @@ def on_device(dataset, precision):
         return tf.cast(images.reshape(len(images), -1), tf.float32) / brightest
 
     return dataset._replace(
-        train_images=tf.cast(scaled(dataset.train_images), precision),
+        train_images=scaled(dataset.train_images),
         train_labels=tf.constant(dataset.train_labels, tf.int64),
         test_images=scaled(dataset.test_images),
     )
@@ -800,7 +780,7 @@ def on_device(dataset, precision):
 
 # ------------------------------------------------------------------------------- command line
 
-SETTINGS = ("epochs", "batch_size", "learning_rate", "precision")  # options that the CSV repeats
+SETTINGS = ("epochs", "batch_size", "learning_rate")  # options that the CSV repeats
 
 
 def between(kind, low, high):
@@ -834,7 +814,6 @@ def option_parser():
     add("--epochs", type=count, default=EPOCHS, help="epochs of training (%(default)s)")
     add("--batch-size", type=count, default=BATCH_SIZE, help="images per step (%(default)s)")
     add("--learning-rate", type=rate, default=LEARNING_RATE, help="rate of Adam (%(default)s)")
-    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="of products (%(default)s)")
     add("--save-models", action="store_true", help="save the neuron-pruned networks of one run")
     add("--replot", action="store_true", help="only draw the CSV files of --output-dir again")
     return parser
@@ -858,7 +837,7 @@ def parse_options(arguments):
 def configure_tensorflow():
     """Import and configure TensorFlow; return the name of the first GPU, or else of the CPU.
 
-    Whatever the device, float32 products are float32 and a seed gives the same network each time.
+    Whatever the device, products are float32 and a seed gives the same network each time.
     """
     global tf
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # fatal messages only
@@ -909,12 +888,7 @@ def run_experiment(options):
     say(f"device: {device}")
     if device.startswith("CPU") and shutil.which("nvidia-smi"):
         say("TensorFlow does not see the NVIDIA GPU; README.md, On a GPU, says what to install")
-    epochs = len(datasets) * options.runs * epochs_of_run(options)
-    bar_format = "{desc}{postfix} {percentage:3.0f} %|{bar}| {elapsed} elapsed, {remaining} left"
-    no_terminal = not (sys.stderr and sys.stderr.isatty())
-    with tqdm(
-        total=epochs, disable=no_terminal, leave=False, smoothing=0, bar_format=bar_format
-    ) as bar:
+    with progress(total=len(datasets) * options.runs, unit="run") as bar:
         try:
             for dataset in datasets:
                 run_dataset(dataset, options, device, bar)

@@ -20,7 +20,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import network_pruning as project
@@ -42,7 +41,6 @@ SIZES = [784, *project.HIDDEN_UNITS, 10]
 RNG = np.random.default_rng(0)
 COMPACTED = 0.8  # sparsity of the neuron-pruned network whose retraining is timed
 MASKED = 0.9  # that of the weight-pruned one
-NO_BAR = tqdm(disable=True)
 
 
 def dense_network():
@@ -52,7 +50,7 @@ def dense_network():
 
 def tensors(network):
     """Copy the kernels of a network to the device."""
-    return [tf.constant(kernel) for kernel in network.kernels]
+    return [tf.constant(kernel) for kernel in network[:-1]]
 
 
 def timed(work):
@@ -94,7 +92,7 @@ def products(batches):
 def updates(batches):
     """Return work that does the fused Adam updates of training on batches, and nothing else."""
     network = dense_network()
-    parameters = [project.trainable(values) for values in (*network.kernels, network.bias)]
+    parameters = [project.trainable(values) for values in network]
     gradients = [0.01 * variable for variable, *_ in parameters]
 
     @tf.function
@@ -108,22 +106,23 @@ def updates(batches):
     return lambda: loop(tf.constant(batches)).numpy()
 
 
-def this_project(batches, data, network, precision="float32"):
+def this_project(batches, data, network):
     """Return work that trains a network on batches as `network_pruning.train` does."""
-    images = tf.cast(data.train_images, precision)
-    parameters = [project.trainable(values) for values in (*network.kernels, network.bias)]
-    order = tf.constant(RNG.permutation(len(images)))
+    parameters = [project.trainable(values) for values in network]
+    order = tf.constant(RNG.permutation(len(data.train_images)))
     place = order, tf.constant(0), tf.constant(batches * project.BATCH_SIZE)
     settings = tf.constant(project.BATCH_SIZE), tf.constant(project.LEARNING_RATE)
     steps, train = tf.Variable(0.0), project.compiled(project.train_batches)
-    return lambda: train(parameters, steps, images, data.train_labels, *place, *settings).numpy()
+    return lambda: train(
+        parameters, steps, data.train_images, data.train_labels, *place, *settings
+    ).numpy()
 
 
 def pruned_network(method, sparsity):
     """Prune an untrained network and compact it."""
-    *hidden, output = dense_network().kernels
+    *hidden, output, bias = dense_network()
     [pruned] = project.prune(hidden, method, [sparsity], RNG)
-    return project.Network(project.compact([*pruned, output]), np.zeros(SIZES[-1], np.float32))
+    return [*project.compact([*pruned, output]), bias]
 
 
 def keras_fit(batches, data):
@@ -143,7 +142,7 @@ def original(data):
     with tf.Graph().as_default():
         inputs = v1.placeholder(tf.float32, [None, SIZES[0]])
         targets = v1.placeholder(tf.int64, [None])
-        kernels = [tf.Variable(kernel) for kernel in dense_network().kernels]
+        kernels = [tf.Variable(kernel) for kernel in dense_network()[:-1]]
         logits = project.unbiased_logits(kernels, inputs) + tf.Variable(tf.zeros(SIZES[-1]))
         loss = v1.losses.sparse_softmax_cross_entropy(targets, logits)
         step = v1.train.AdamOptimizer(project.LEARNING_RATE).minimize(loss)
@@ -191,13 +190,12 @@ def pytorch(batches, data):
 def benchmark_training(repeats, batches, data):
     """Print seconds per epoch and ratios to the floor, products and updates each on their own."""
     small = pruned_network("neuron", COMPACTED)
-    share = project.count_weights(small.kernels) / project.count_weights(dense_network().kernels)
+    share = project.count_weights(small) / project.count_weights(dense_network())
     train_original, _ = original(data)
     works = {
         "matrix products alone": products(batches),
         "Adam updates alone": updates(batches),
         "this project": this_project(batches, data, dense_network()),
-        "this project, bfloat16": this_project(batches, data, dense_network(), "bfloat16"),
         "retraining, masked": this_project(batches, data, pruned_network("weight", MASKED)),
         f"retraining, {share:.0%} of the size": this_project(batches, data, small),
         "keras.Model.fit": keras_fit(batches, data),
@@ -227,7 +225,7 @@ def trained_network(data):
     """Train a network for one epoch."""
     options = SimpleNamespace(batch_size=project.BATCH_SIZE, learning_rate=project.LEARNING_RATE)
     images, labels = data.train_images, data.train_labels
-    return project.train(dense_network(), images, labels, 1, options, RNG, NO_BAR)
+    return project.train(dense_network(), images, labels, 1, options, RNG)
 
 
 def sweep_seconds(network, data, levels):
@@ -237,7 +235,7 @@ def sweep_seconds(network, data, levels):
     options.sparsities = levels
 
     def sweep():
-        networks = project.make_networks(SIZES, data, options, 0, NO_BAR)
+        networks = project.make_networks(SIZES, data, options, 0)
         project.measure_networks(networks, data)
 
     seconds = timed(sweep)
@@ -268,10 +266,10 @@ def benchmark_sparse(network, data, repeats=5):
     """Print the speed-up of weight-pruned networks that are run as sparse matrices, on the CPU."""
     with tf.device("CPU"):  # the sparse product has no deterministic GPU kernel
         images = tf.identity(data.test_images)
-        columns, kernels = tf.transpose(images), [tf.constant(k) for k in network.kernels]
+        columns, kernels = tf.transpose(images), tensors(network)
         print("\nspeed-up over the dense network if zeros are skipped, on the CPU:")
         for level in (0.9, 0.95, 0.97, 0.99):
-            hidden = [project.prune_weights(kernel, level).T for kernel in network.kernels[:-1]]
+            hidden = [project.prune_weights(kernel, level).T for kernel in network[:-2]]
             sparse = [tf.sparse.from_dense(kernel) for kernel in hidden]
 
             def run_sparse(sparse=sparse):
@@ -321,7 +319,7 @@ def main():
     options = parser.parse_args()
     print(f"{DEVICE}; TensorFlow {tf.__version__}, Keras {keras.__version__}\n")
     benchmark_job(options.data_dir)  # first: the peak of a process starts at its parent's size
-    data = project.on_device(project.load_dataset("mnist", options.data_dir), "float32")
+    data = project.on_device(project.load_dataset("mnist", options.data_dir))
     benchmark_training(options.repeats, options.batches, data)
     network = trained_network(data)
     benchmark_sweep(network, data)

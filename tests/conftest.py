@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 import pytest
-from tqdm import tqdm
 
 import network_pruning
 
@@ -21,7 +20,6 @@ PLOTS = ROOT / "plots"
 # the environment of the processes that tests start, as it is before TensorFlow is configured
 CLEAN = dict(os.environ)
 DEVICE = network_pruning.configure_tensorflow()
-NO_BAR = tqdm(disable=True)
 
 
 def draw_kernels(sizes, rng):

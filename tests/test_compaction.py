@@ -13,7 +13,6 @@ import network_pruning
 from network_pruning import (
     HIDDEN_UNITS,
     METHODS,
-    Network,
     compact,
     keras_model,
     load_dataset,
@@ -129,7 +128,7 @@ def measured(kernels, dense, images, labels, bias=None):
     """Measure a network on a few images, made from one with dense kernels."""
     bias = np.zeros(kernels[-1].shape[1], np.float32) if bias is None else bias
     data = SimpleNamespace(test_images=tf.constant(images), test_labels=np.array(labels))
-    return measure(Network(kernels, bias), Network(dense, bias), data)
+    return measure([*kernels, bias], [*dense, bias], data)
 
 
 @pytest.mark.parametrize(("sparsity", "share"), [(0, 1), (0.5, 0.332), (0.8, 0.093), (0.9, 0.040)])
@@ -173,11 +172,11 @@ def test_the_bias_decides_alone_when_every_hidden_weight_is_pruned():
 def test_a_speedup_above_1_means_faster_than_dense_and_equal_sizes_share_it(monkeypatch):
     rng = np.random.default_rng(0)
     dense, bias = draw_kernels([6, 40, 10], rng), np.zeros(10, np.float32)
-    networks = [({"method": "neuron"}, Network(dense, bias))]
+    networks = [({"method": "neuron"}, [*dense, bias])]
     for method in ("neuron", "random_neuron"):
         for sparsity in (0.5, 0.9):
             small = compact(pruned_kernels(dense, method, sparsity, rng))
-            networks.append(({"method": method}, Network(small, bias)))
+            networks.append(({"method": method}, [*small, bias]))
     data = SimpleNamespace(test_images=tf.zeros((5, 6)), test_labels=np.zeros(5, np.int64))
     seconds = {"6-40-10": 8.0, "6-20-10": 4.0, "6-4-10": 1.0}
     monkeypatch.setattr(
@@ -198,7 +197,7 @@ def test_networks_are_timed_in_rounds_and_the_best_of_each_counts(monkeypatch):
     monkeypatch.setattr(network_pruning, "compiled", lambda function: logits)
     monkeypatch.setattr(network_pruning.time, "perf_counter", lambda: clock[0])
     networks = {
-        name: Network([np.zeros((2, units), np.float32)], None)
+        name: [np.zeros((2, units), np.float32), None]
         for name, units in {"wide": 4, "narrow": 1}.items()
     }
     seconds = network_pruning.time_networks(networks, None)
@@ -237,14 +236,15 @@ def test_saved_models_are_evaluated_by_keras_alone_as_the_csv_says(
 
 def test_a_keras_model_is_the_network(tmp_path):
     rng = np.random.default_rng(0)
-    network = Network(draw_kernels([6, 5, 4, 10], rng), rng.normal(size=10).astype(np.float32))
+    kernels, bias = draw_kernels([6, 5, 4, 10], rng), rng.normal(size=10).astype(np.float32)
     images = tf.constant(rng.random((7, 6), dtype=np.float32))
-    expected = unbiased_logits(network.kernels, images) + network.bias
-    np.testing.assert_allclose(keras_model(network)(images), expected, rtol=1e-5, atol=1e-5)
+    expected = unbiased_logits(kernels, images) + bias
+    model = keras_model([*kernels, bias])
+    np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_pixels_are_scaled_to_1_on_the_device():
-    data = on_device(load_dataset("digits", None), "bfloat16")  # whose pixels are at most 16
+    data = on_device(load_dataset("digits", None))  # whose pixels are at most 16
     assert data.train_images.shape == (1437, 64) and data.test_images.shape == (360, 64)
-    assert data.train_images.dtype == tf.bfloat16 and data.test_images.dtype == tf.float32
+    assert data.train_images.dtype == data.test_images.dtype == tf.float32
     assert np.max(data.test_images) == 1 and np.min(data.test_images) == 0

@@ -102,16 +102,19 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (changed(1, ARRAYS[1][:-1]), r"train-labels have shapes \(20, 4, 3\) and \(19,\)"),
-        (changed(3, ARRAYS[3][:-1]), r"t10k-labels have shapes \(10, 4, 3\) and \(9,\)"),
-        (changed(3, np.arange(1, 11, dtype=np.uint8)), "a label 10, but 10 classes in training"),
-        (changed(1, np.zeros(20, np.uint8)), "a label 0, but 1 classes in training"),
-        (changed(2, np.ones((10, 3, 4), np.uint8)), "images of another shape than in training"),
-        (changed(0, ARRAYS[0][:0]), r"have shapes \(0, 4, 3\) and \(20,\)"),
-        (changed(2, ARRAYS[2][:0]), r"have shapes \(0, 4, 3\) and \(10,\)"),
-        (changed(0, 0 * ARRAYS[0]), "train-images and train-labels have shapes"),
-        (changed(0, ARRAYS[1]), r"have shapes \(20,\) and \(20,\)"),
-        (changed(1, ARRAYS[0]), r"have shapes \(20, 4, 3\) and \(20, 4, 3\)"),
+        (changed(1, ARRAYS[1][:-1]), r"train-labels .*images \(20, 4, 3\), labels \(19,\)"),
+        (changed(3, ARRAYS[3][:-1]), r"t10k-labels .*images \(10, 4, 3\), labels \(9,\)"),
+        (
+            changed(3, np.arange(1, 11, dtype=np.uint8)),
+            "labels .* up to 10, where training has 10 classes",
+        ),
+        (changed(1, np.zeros(20, np.uint8)), "labels .* up to 0, where training has 1 classes"),
+        (changed(2, np.ones((10, 3, 4), np.uint8)), r"images \(10, 3, 4\), .* and images \(4, 3\)"),
+        (changed(0, ARRAYS[0][:0]), r"images \(0, 4, 3\), labels \(20,\)"),
+        (changed(2, ARRAYS[2][:0]), r"images \(0, 4, 3\), labels \(10,\)"),
+        (changed(0, 0 * ARRAYS[0]), "train-images and train-labels .* all black"),
+        (changed(0, ARRAYS[1]), r"images \(20,\), labels \(20,\)"),
+        (changed(1, ARRAYS[0]), r"images \(20, 4, 3\), labels \(20, 4, 3\)"),
     ],
     ids=(
         ["counts", "test-counts", "labels", "one-class", "shape", "empty-training", "empty-test"]
@@ -151,9 +154,7 @@ def test_a_mutated_file_gives_the_right_array_or_the_clear_error(tmp_path_factor
 def test_bad_data_end_the_command_with_one_line_that_names_the_files(run_main, tmp_path):
     write_folder(tmp_path / "data" / "mnist", changed(1, ARRAYS[1][:-1]))
     done = run_main("--data-dir", "data", "--datasets", "mnist")
-    assert_one_line(
-        done, "error: data/mnist: train-images and train-labels have shapes (20, 4, 3) and (19,)"
-    )
+    assert_one_line(done, "error: data/mnist: train-images and train-labels do not fit")
 
 
 # -------------------------------------------------------------------------------------- downloads
