@@ -28,19 +28,18 @@ import tempfile
 import textwrap
 import time
 import zlib
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-# TensorFlow, pandas and Matplotlib take seconds to import: --help and `import network_pruning` do
-# without them.
+# TensorFlow takes seconds to import, pandas and Matplotlib take half a second: --help and `import
+# network_pruning` do without them.
 tf = None  # set by `configure_tensorflow`
 
 # ---------------------------------------------------------------------------------- constants
 
-NAME = Path(__file__).name
 HIDDEN_UNITS = (1000, 1000, 500, 200)
 EPOCHS = 10
 BATCH_SIZE = 128  # images
@@ -57,14 +56,8 @@ DECIMALS = 6  # in the CSV
 DOWNLOADED = ("mnist", "fashion_mnist")  # by keras.datasets
 BUNDLED = "digits"  # with scikit-learn
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "digits": "scikit-learn digits"}
-IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+IDX_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 IDX_BYTES = b"\0\0\x08"  # how a file of unsigned bytes begins; the number of dimensions follows
-IDX_LIMIT = 2**30  # bytes, unpacked; MNIST's largest file has 47 million
 DOWNLOAD_TIMEOUT = 10  # seconds without data
 
 
@@ -83,7 +76,11 @@ class UserError(Exception):
 
 
 def initial_network(sizes, rng):
-    """Draw a network for layers of these sizes, the input's first (Glorot and Bengio 2010)."""
+    """Draw Glorot-uniform kernels for layers of these sizes, the input's first, and a bias of 0.
+
+    Glorot and Bengio 2010, "Understanding the Difficulty of Training Deep Feedforward Neural
+    Networks".
+    """
     kernels = []
     for fan_in, units in zip(sizes, sizes[1:]):
         limit = math.sqrt(6 / (fan_in + units))
@@ -121,9 +118,8 @@ def compiled(function):
 def train_batches(parameters, steps, images, labels, order, start, stop, batch_size, rate):
     """Train on images[order[start:stop]], batch by batch, and return the mean loss.
 
-    parameters: for each kernel, and last for the bias, the variable itself, Adam's two moments
-    and a mask of what is trained, or None for all. steps: variable that counts Adam's steps.
-    rate: learning rate.
+    parameters: for each array of the network what `trainable` makes. steps: variable that counts
+    Adam's steps. start: of a batch. stop: the start of another, or the end. rate: learning rate.
     """
     variables = [variable for variable, *_ in parameters]
     total = 0.0
@@ -155,7 +151,10 @@ def apply_adam(variable, m, v, mask, gradient, steps, rate):
 
 
 def trainable(values):
-    """Make a parameter of `train_batches`; weights of 0 in a kernel are masked."""
+    """Make a variable of a kernel or bias; return it with Adam's moments m and v, and a mask.
+
+    The mask is 0 where weights of a kernel are, and None where all are trained.
+    """
     masked = values.ndim > 1 and not values.all()
     mask = tf.constant(values != 0, tf.float32) if masked else None
     return [tf.Variable(values), tf.Variable(0 * values), tf.Variable(0 * values), mask]
@@ -172,14 +171,14 @@ def train(network, images, labels, epochs, options, rng):
     parameters = [trainable(values) for values in network]
     # as tensors: TensorFlow would trace again for every new Python number
     batch_size, rate = tf.constant(options.batch_size), tf.constant(options.learning_rate)
-    steps, train_some = tf.Variable(0.0), compiled(train_batches)
+    steps, train_part = tf.Variable(0.0), compiled(train_batches)
     span = BATCHES_PER_CALL * options.batch_size
     for epoch in progress(range(1, epochs + 1), "epoch"):
         order = tf.constant(rng.permutation(len(images)))
         for start in range(0, len(images), span):
-            some = order, tf.constant(start), tf.constant(min(start + span, len(images)))
-            loss = train_some(parameters, steps, images, labels, *some, batch_size, rate).numpy()
-        if not loss < FAILED_LOSS * math.log(network[-1].size):  # or not a number
+            part = order, tf.constant(start), tf.constant(min(start + span, len(images)))
+            loss = train_part(parameters, steps, images, labels, *part, batch_size, rate).numpy()
+        if not loss < FAILED_LOSS * math.log(network[-1].size):  # true of NaN, too
             advice = f"pass a --learning-rate below {options.learning_rate:g}"
             raise UserError(f"training failed in epoch {epoch}: the loss is {loss:g}; {advice}")
     return [variable.numpy() for variable, *_ in parameters]
@@ -239,7 +238,7 @@ def rank(scores):
 
 
 def zero_lowest(kernel, ranks, sparsity):
-    """Copy a kernel [..., units] with the lowest ranks, a share of `sparsity` of all, set to 0.
+    """Return a copy of a kernel whose `round(sparsity * ranks.size)` lowest ranks are set to 0.
 
     ranks: of the weights, in the shape of the kernel, or of the units, [units].
     """
@@ -260,23 +259,23 @@ def unit_norms(kernel):
 
 
 def uniform(kernels, sparsity):
-    """Sparsity of each layer: the same for all."""
+    """Return the sparsity of each layer: the same for all."""
     return [sparsity] * len(kernels)
 
 
 def as_neurons(kernels, sparsity):
-    """Sparsity of each layer that keeps as many weights as neuron pruning leaves live in it.
+    """Return the sparsity of each layer that keeps as many weights as neuron pruning leaves live.
 
     Some of those kept may lead to units that reach nothing, or come from units that nothing
     reaches, and so be dead themselves.
     """
-    classes = np.ones((kernels[-1].shape[1], 1))  # an output layer that uses every unit
+    classes = np.ones((kernels[-1].shape[1], 1))  # an output layer that every unit reaches
     *left, _ = compact([*(prune_neurons(kernel, sparsity) for kernel in kernels), classes])
     return [1 - np.count_nonzero(small) / kernel.size for kernel, small in zip(kernels, left)]
 
 
 def by_global_rank(kernels, sparsity):
-    """Sparsity of each layer that removes the smallest weights of all layers together.
+    """Return the sparsity of each layer if the smallest weights of all layers together are removed.
 
     That is the rule of torch's `global_unstructured`.
     """
@@ -290,7 +289,7 @@ METHODS = {  # name: what is scored in a kernel, and the sparsity of each layer
     "weight": (magnitudes, uniform),
     "neuron": (unit_norms, uniform),
     "matched_weight": (magnitudes, as_neurons),
-    "random_weight": (magnitudes, uniform),  # only as many scores; their ranks are random
+    "random_weight": (magnitudes, uniform),  # only the shape of the scores counts
     "random_neuron": (unit_norms, uniform),
     "global_weight": (magnitudes, by_global_rank),
 }
@@ -319,9 +318,9 @@ def compact(kernels):
     without bias, where a unit without incoming weights outputs relu(0) = 0, and in training too,
     if weights of 0 stay 0: the deleted ones would get no gradient.
 
-    kernels: [fan_in, units] each, first to output, unchanged. A layer that loses all its units
-    gets one whose weights are 0, since frameworks have no layers without units. Raises ValueError
-    for anything else.
+    kernels: [fan_in, units] each, first to output, unchanged. If no path is left at all, every
+    hidden layer keeps one unit, whose weights are 0, since frameworks have no layers without units.
+    Raises ValueError unless the kernels have two dimensions and fit each other.
     """
     kernels = [np.asarray(kernel) for kernel in kernels]
     shapes = [kernel.shape for kernel in kernels]
@@ -349,11 +348,11 @@ def draws(seed, run, purpose):
     return np.random.default_rng([seed, run, *purpose.encode()])
 
 
-def pruned_networks(dense, options, run):
-    """Prune a network by each method at each sparsity; yield a dict that says how, and the rest."""
+def pruned_networks(dense, options, rng_for):
+    """Yield a network pruned by each method at each sparsity, each after a dict that says how."""
     *hidden, output, bias = dense
     for method in progress(options.methods, "method"):
-        levels = prune(hidden, method, options.sparsities, draws(options.seed, run, method))
+        levels = prune(hidden, method, options.sparsities, rng_for(method))
         for sparsity, kernels in zip(options.sparsities, levels):
             kept = sum(map(np.count_nonzero, kernels)) / count_weights(hidden)
             made = {"method": method, "sparsity": sparsity, "retrain_epochs": 0}
@@ -367,27 +366,28 @@ def make_networks(sizes, data, options, run):
     retrained compacted. Those without the smallest neurons are joined by fresh ones of their sizes,
     "scratch", trained for as many epochs in all.
     """
+    rng_for = functools.partial(draws, options.seed, run)
+    images, labels, extra = data.train_images, data.train_labels, options.retrain_epochs
 
     def learn(network, epochs, purpose):
-        rng = draws(options.seed, run, purpose)
-        return train(network, data.train_images, data.train_labels, epochs, options, rng)
+        return train(network, images, labels, epochs, options, rng_for(purpose))
 
-    more = options.retrain_epochs
-    dense = learn(initial_network(sizes, draws(options.seed, run, "init")), options.epochs, "dense")
-    dense_again = learn(dense, more, "dense again")
-    for made, pruned in pruned_networks(dense, options, run):
+    dense = learn(initial_network(sizes, rng_for("init")), options.epochs, "dense")
+    dense_retrained = learn(dense, extra, "dense again")
+    for made, pruned in pruned_networks(dense, options, rng_for):
         yield made, pruned
-        if more == 0:
+        if extra == 0:
             continue
         method, sparsity = made["method"], made["sparsity"]
-        again = learn(pruned, more, f"{method} {sparsity}") if sparsity > 0 else dense_again
-        yield made | {"retrain_epochs": more}, again
+        purpose = f"{method} {sparsity}"
+        retrained = learn(pruned, extra, purpose) if sparsity > 0 else dense_retrained
+        yield made | {"retrain_epochs": extra}, retrained
         if method == "neuron":
             purpose = f"scratch {sparsity}"
-            rng = draws(options.seed, run, f"init {purpose}")
-            fresh = initial_network(layer_sizes(pruned[:-1]), rng)
-            scratch = learn(fresh, options.epochs + more, purpose) if sparsity > 0 else dense_again
-            yield made | {"method": "scratch", "retrain_epochs": more}, scratch
+            fresh = initial_network(layer_sizes(pruned[:-1]), rng_for(f"init {purpose}"))
+            epochs = options.epochs + extra
+            scratch = learn(fresh, epochs, purpose) if sparsity > 0 else dense_retrained
+            yield made | {"method": "scratch", "retrain_epochs": extra}, scratch
 
 
 def evaluate(logits, labels):
@@ -430,32 +430,31 @@ def time_networks(networks, images):
     return seconds
 
 
-def measure_networks(networks, data, models=None):
-    """Measure networks, each after a dict of how it was made; return a row for each.
+def measure_networks(networks, data):
+    """Measure networks, each after a dict of how it was made, the dense one first.
 
-    Only the layer sizes decide how fast a network is, so each of them is timed once. models: prefix
-    of the paths to which neuron-pruned networks are saved, in their final state, or None.
+    Returns a row for each, and by sparsity those without the smallest neurons, retrained if any
+    are. Only the layer sizes decide how fast a network is, so each of them is timed once.
     """
-    rows, of_sizes, dense = [], {}, None
+    rows, of_sizes, of_neurons, dense = [], {}, {}, None
     for made, network in networks:
-        dense = dense or network  # which comes first
+        dense = dense or network
         row = made | measure(network, dense, data)
         rows.append(row)
         of_sizes.setdefault(row["layer_sizes"], network)
-        if models and made["method"] == "neuron":
-            with replacing(Path(f"{models}-neuron-{made['sparsity']}.keras")) as temporary:
-                keras_model(network).save(temporary)
+        if made["method"] == "neuron":
+            of_neurons[made["sparsity"]] = network
     seconds = time_networks(of_sizes, data.test_images)
     for row in rows:
         row["speedup"] = seconds[rows[0]["layer_sizes"]] / seconds[row["layer_sizes"]]
-    return rows
+    return rows, of_neurons
 
 
-def run_dataset(dataset, options, device, bar):
+def run_dataset(arrays, options, device, bar):
     """Run the experiment on one data set; write the results after every run."""
-    data = on_device(dataset)
+    data = on_device(arrays)
     title, path = TITLES.get(data.name, data.name), options.output_dir / f"{data.name}.csv"
-    sizes = [data.train_images.shape[1], *options.hidden_units, int(dataset.train_labels.max()) + 1]
+    sizes = [data.train_images.shape[1], *options.hidden_units, int(arrays.train_labels.max()) + 1]
     settings = {name: getattr(options, name) for name in SETTINGS} | {"device": device}
     settings["versions"] = f"tensorflow {tf.__version__}, numpy {np.__version__}"
     rows = []
@@ -463,12 +462,12 @@ def run_dataset(dataset, options, device, bar):
         began = time.monotonic()
         name = f"{title}, run {run + 1} of {options.runs}"
         bar.set_description_str(name)
-        models = path.with_suffix("") if options.save_models and run == 0 else None
-        measured = measure_networks(make_networks(sizes, data, options, run), data, models)
+        measured, of_neurons = measure_networks(make_networks(sizes, data, options, run), data)
         compiled.cache_clear()  # or the graphs of all sizes of all runs would stay in memory
-        key = {"dataset": data.name, "run": run, "seed": options.seed}
-        rows += [key | row | settings for row in measured]
-        write_results(path, rows)
+        rows += [{"dataset": data.name, "run": run, "seed": options.seed} | row for row in measured]
+        write_results(path, rows, settings)
+        if options.save_models and run == 0:
+            save_models(path, of_neurons)
         bar.update()
         accuracy, seconds = measured[0]["test_accuracy"], time.monotonic() - began
         say(f"{name}: dense test accuracy {accuracy:.4f}, {seconds:.0f} s, saved in {path}")
@@ -495,23 +494,30 @@ def replacing(path):
 
 def keras_model(network):
     """Build a compiled keras.Sequential of a network: images [n, pixels] in [0, 1] to logits."""
-    keras = tf.keras
+    layers = tf.keras.layers
     pixels, *hidden, classes = layer_sizes(network[:-1])
-    layers = [keras.layers.Dense(units, "relu", use_bias=False) for units in hidden]
-    model = keras.Sequential([keras.Input([pixels]), *layers, keras.layers.Dense(classes)])
+    dense = [layers.Dense(units, "relu", use_bias=False) for units in hidden]
+    model = tf.keras.Sequential([tf.keras.Input([pixels]), *dense, layers.Dense(classes)])
     model.set_weights(network)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("sgd", loss, metrics=["accuracy"])  # SGD keeps no state to save
     return model
 
 
-def write_results(path, rows):
-    """Write rows to a CSV file and draw its figures."""
+def save_models(path, networks):
+    """Save networks by sparsity as Keras models beside a CSV file."""
+    for sparsity, network in networks.items():
+        with replacing(path.with_name(f"{path.stem}-neuron-{sparsity}.keras")) as temporary:
+            keras_model(network).save(temporary)
+
+
+def write_results(path, rows, settings):
+    """Write rows, and the settings that all have in common, to a CSV file; draw its figures."""
     import pandas
 
     with replacing(path) as temporary:
-        rounded = pandas.DataFrame(rows).round(DECIMALS)
-        rounded.to_csv(temporary, index=False, lineterminator="\n")
+        frame = pandas.DataFrame(rows).round(DECIMALS).assign(**settings)
+        frame.to_csv(temporary, index=False, lineterminator="\n")
     draw_figures(path)
 
 
@@ -539,9 +545,6 @@ STYLES = {  # label, colour, marker, line
     "random_neuron": ("random neurons", "#a0a0a0", "s", ":"),
     "scratch": ("small networks from scratch", "#2a8000", "v", "-."),
 }
-SHARE_ENDS = (0.1, 1)  # percent; where the axis of a share ends at the latest and the earliest
-CLOSE_UP = (0.05, 0.01)  # below and above the dense accuracy
-MAIN_INCHES, PANEL_INCHES, DPI = (5.4, 6.8), (3.8, 3.3), 160
 
 
 def draw(ax, rows, x, y, methods=STYLES, faint=False):
@@ -554,20 +557,20 @@ def draw(ax, rows, x, y, methods=STYLES, faint=False):
         if chosen.empty:
             continue
         label, color, marker, line = STYLES[method]
-        places = chosen.groupby("sparsity")[x].mean()
+        mean_x = chosen.groupby("sparsity")[x].mean()
         runs = chosen.pivot(index="sparsity", columns="run", values=y)
-        mean, deviation = runs.mean(axis=1), runs.std(axis=1)  # not a number for a single run
+        mean, deviation = runs.mean(axis=1), runs.std(axis=1)  # NaN for a single run: no band
         if faint:
-            ax.plot(places, mean, ls=line, color=color, lw=0.8, label=label)
+            ax.plot(mean_x, mean, ls=line, color=color, lw=0.8, label=label)
             continue
         width = 1 if method.startswith("random") else 2
-        ax.fill_between(places, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0)
-        ax.plot(places, runs, lw=0.5, color=color, alpha=0.2)
+        ax.fill_between(mean_x, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0)
+        ax.plot(mean_x, runs, lw=0.5, color=color, alpha=0.2)
         look = {"ls": line, "lw": width, "marker": marker, "ms": 2.5 * width, "zorder": 2 + width}
-        ax.plot(places, mean, color=color, label=label, **look)
+        ax.plot(mean_x, mean, color=color, label=label, **look)
     ax.grid(color="#dddddd", lw=0.6)
     ax.set_xscale("log", nonpositive="mask")  # where nothing is left, nothing is drawn
-    ax.set_xlim(120, np.clip(rows[x].min(), *SHARE_ENDS) / 1.2)
+    ax.set_xlim(120, np.clip(rows[x].min(), 0.1, 1) / 1.2)  # ends between 1 and 0.1 %
     set_log_ticks(ax.xaxis, lambda kept, position: f"{1 - kept / 100:.6g}")
     ax.set(xlabel="sparsity", ylabel="test accuracy", ylim=(0, 1.02))
 
@@ -585,8 +588,8 @@ def set_log_ticks(axis, label):
 
 
 def draw_reproduction(figure, rows):
-    """Draw test accuracy against sparsity in one shot, with a close-up of the dense accuracy."""
-    figure.set_size_inches(MAIN_INCHES)
+    """Draw accuracy against sparsity, with a close-up of the dense accuracy; return the title."""
+    figure.set_size_inches(5.4, 6.8)
     close, whole = figure.subplots(2, height_ratios=(2, 5))
     rows = rows[rows["retrain_epochs"] == 0]
     reference = rows.loc[rows["sparsity"] == 0, "test_accuracy"].mean()
@@ -598,34 +601,34 @@ def draw_reproduction(figure, rows):
         ax.axhline(chance, color="black", lw=0.8, ls=(0, (1, 3)), label=f"chance: {chance:.3g}")
     whole.set(xlabel="sparsity (logarithmic in the share kept)", yticks=np.linspace(0, 1, 11))
     close.set(xlabel="kept in each hidden layer, %", ylabel="close-up")
-    close.set_ylim(reference - CLOSE_UP[0], reference + CLOSE_UP[1])
+    close.set_ylim(reference - 0.05, reference + 0.01)
     close.xaxis.tick_top()
     close.xaxis.set_label_position("top")
     set_log_ticks(close.xaxis, "{x:g}")
+    return "accuracy of pruned networks"
 
 
 def draw_analysis(figure, rows):
-    """Draw what explains the reproduction, a question a panel: layers, bias, speed, retraining."""
+    """Draw what explains the reproduction, a question a panel; return the title."""
     one_shot, retrained = rows[rows["retrain_epochs"] == 0], rows[rows["retrain_epochs"] > 0]
     height, width = (1, 3) if retrained.empty else (2, 2)  # panels
-    figure.set_size_inches(PANEL_INCHES[0] * width, PANEL_INCHES[1] * height + 1)
+    figure.set_size_inches(3.8 * width, 3.3 * height + 1)
     live, unbiased, speed, *again = figure.subplots(height, width).flat
     not_random = [method for method in STYLES if not method.startswith("random")]
     draw(live, one_shot, "live", "test_accuracy", not_random)
-    live.set(title="Is it the number of live weights?")
-    live.set_xlabel("hidden weights that can act (live), %")
+    live.set(title="Is it the number of live weights?", xlabel="weights that can act (live), %")
     set_log_ticks(live.xaxis, "{x:g}")
     draw(unbiased, one_shot, "kept", "test_accuracy", faint=True)
     draw(unbiased, one_shot, "kept", "unbiased_accuracy")
     unbiased.set_title("Is it the output bias? (thin: with it)")
     draw(speed, one_shot, "kept", "speedup", ("weight", "neuron"))
-    slowest, fastest = one_shot["speedup"].min(), one_shot["speedup"].max()
     speed.set(title="Are the networks faster?", ylabel="speed-up over dense", yscale="log")
-    speed.set_ylim(slowest / 1.2, 1.2 * max(fastest, 2))
+    speed.set_ylim(one_shot["speedup"].min() / 1.2, 1.2 * max(one_shot["speedup"].max(), 2))
     set_log_ticks(speed.yaxis, "{x:g}x")
     for ax in again:
         draw(ax, retrained, "kept", "test_accuracy")
         ax.set_title(f"Does retraining help? (epochs: {rows['retrain_epochs'].max()})")
+    return "what pruning breaks"
 
 
 def add_texts(figure, title, rows):
@@ -652,29 +655,19 @@ def draw_figures(path):
     rows = pandas.read_csv(path).sort_values("sparsity", kind="stable")  # the dense network first
     rows["kept"], rows["live"] = 100 * (1 - rows["sparsity"]), 100 * rows["live_fraction"]
     name = TITLES.get(rows["dataset"].iloc[0], path.stem)
-    pictures = {
-        path.with_suffix(".png"): (draw_reproduction, "accuracy of pruned networks"),
-        path.with_name(f"{path.stem}-analysis.png"): (draw_analysis, "what pruning breaks"),
-    }
-    for picture, (draw_panels, title) in pictures.items():
-        figure = Figure(dpi=DPI, layout="constrained")
-        draw_panels(figure, rows)
+    for draw_panels, suffix in ((draw_reproduction, ""), (draw_analysis, "-analysis")):
+        figure = Figure(dpi=160, layout="constrained")
+        title = draw_panels(figure, rows)
         add_texts(figure, f"{name}: {title}", rows)
-        with replacing(picture) as temporary:
-            figure.savefig(temporary, format="png")
+        with replacing(path.with_name(f"{path.stem}{suffix}.png")) as temporary:
+            figure.savefig(temporary)
 
 
 # --------------------------------------------------------------------------------------- data
 
 
-class Dataset(NamedTuple):
-    """Images [n, height, width] of unsigned bytes and labels [n]; or as `on_device` has them."""
-
-    name: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
+# images [n, height, width] of unsigned bytes and labels [n]; or as `on_device` has them
+Dataset = namedtuple("Dataset", "name train_images train_labels test_images test_labels")
 
 
 def load_datasets(names, data_dir):
@@ -694,10 +687,10 @@ def load_datasets(names, data_dir):
 
 def load_dataset(name, data_dir):
     """Load one data set, from the IDX files below `data_dir` if given, and check it."""
-    if name == BUNDLED:
+    if data_dir:
+        arrays = [read_idx(data_dir / name / f"{file}-ubyte") for file in IDX_FILES]
+    elif name == BUNDLED:
         arrays = load_digits()
-    elif data_dir:
-        arrays = [read_idx(data_dir / name / file) for file in IDX_FILES]
     else:
         arrays = download(name)
     dataset = Dataset(name, *arrays)
@@ -710,11 +703,10 @@ def read_idx(path):
 
     Raises UserError, naming the file, if it is missing or damaged or holds something else.
     """
-    packed = path.with_name(f"{path.name}.gz")
-    path, open_file = (path, open) if path.exists() else (packed, gzip.open)
+    path = path if path.exists() else path.with_name(f"{path.name}.gz")
     try:
-        with open_file(path, "rb") as file:
-            content = file.read(IDX_LIMIT)
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
         if content[:3] != IDX_BYTES:
             raise ValueError("it does not begin like an IDX file of unsigned bytes")
         dimensions = content[3]
@@ -762,20 +754,18 @@ def check_dataset(dataset, source):
 
 
 def on_device(dataset):
-    """Copy a data set to the device: images [n, pixels], scaled there to [0, 1], and labels [n].
+    """Copy a data set to the device; the test labels stay NumPy.
 
-    The test labels stay NumPy.
+    Images become float32 [n, pixels], divided by the brightest pixel of training; labels, int64.
     """
-    brightest = float(dataset.train_images.max())
+    name, train_images, train_labels, test_images, test_labels = dataset
+    brightest = float(train_images.max())
 
     def scaled(images):
         return tf.cast(images.reshape(len(images), -1), tf.float32) / brightest
 
-    return dataset._replace(
-        train_images=scaled(dataset.train_images),
-        train_labels=tf.constant(dataset.train_labels, tf.int64),
-        test_images=scaled(dataset.test_images),
-    )
+    targets = tf.constant(train_labels, tf.int64)
+    return Dataset(name, scaled(train_images), targets, scaled(test_images), test_labels)
 
 
 # ------------------------------------------------------------------------------- command line
@@ -784,7 +774,7 @@ SETTINGS = ("epochs", "batch_size", "learning_rate")  # options that the CSV rep
 
 
 def between(kind, low, high):
-    """Make the type of an option that takes a number of this kind from `low` to `high`."""
+    """Return an argparse type for numbers of this kind from `low` to `high`, both included."""
 
     def parse(text):
         if not low <= kind(text) <= high:
@@ -800,7 +790,7 @@ def option_parser():
     share, rate = between(float, 0, 1), between(float, 1e-6, 1e6)
     natural, count = between(int, 0, 2**31 - 1), between(int, 1, 2**31 - 1)
     summary = __doc__.partition("\n")[0]
-    parser = argparse.ArgumentParser(NAME, "%(prog)s [options]", summary, allow_abbrev=False)
+    parser = argparse.ArgumentParser(None, "%(prog)s [options]", summary, allow_abbrev=False)
     add = parser.add_argument
     add("--datasets", nargs="+", help="(mnist fashion_mnist), digits, or folders of --data-dir")
     add("--data-dir", type=Path, help="folder of folders of IDX files, instead of a download")
@@ -823,7 +813,7 @@ def parse_options(arguments):
     """Parse the command line; exit with a message if it is wrong."""
     parser = option_parser()
     options = parser.parse_args(arguments)
-    options.sparsities = sorted({0.0, *(round(abs(s), DECIMALS) for s in options.sparsities)})
+    options.sparsities = sorted({0.0, *(round(s, DECIMALS) for s in options.sparsities)})
     default = [method for method in METHODS if method != "global_weight"]
     options.methods = list(dict.fromkeys(options.methods or default))
     if options.save_models and "neuron" not in options.methods:
@@ -911,9 +901,11 @@ def replot(folder):
 
 
 def main(arguments=None):
-    """Run the experiment and return the exit status."""
+    """Run the experiment; exit with a message and a status other than 0 if that fails."""
     options = parse_options(arguments)
-    with contextlib.suppress(AttributeError):  # a notebook's cannot be, nor one that is closed
+    with contextlib.suppress(
+        AttributeError
+    ):  # a notebook's has no such method; a closed one is None
         sys.stdout.reconfigure(errors="replace")  # characters that it cannot encode
     try:
         if options.replot:
@@ -921,13 +913,11 @@ def main(arguments=None):
         else:
             run_experiment(options)
     except (UserError, OSError) as error:
-        print(f"{NAME}: error: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"{Path(__file__).name}: error: {error}")
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        return 130  # 128 + SIGINT, the convention of shells
-    return 0
+        sys.exit(130)  # 128 + SIGINT, the convention of shells
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

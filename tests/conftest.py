@@ -67,12 +67,14 @@ def run_main(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
+        status, message = 0, ""
         try:
-            status = network_pruning.main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # of argparse
-            status = stop.code
+            network_pruning.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            # as Python does with a message: prints it and exits with 1
+            status, message = (1, f"{stop}\n") if isinstance(stop.code, str) else (stop.code, "")
         said = capfd.readouterr()
-        return SimpleNamespace(returncode=status, stdout=said.out, stderr=said.err)
+        return SimpleNamespace(returncode=status, stdout=said.out, stderr=said.err + message)
 
     return run
 

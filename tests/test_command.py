@@ -128,6 +128,13 @@ def test_only_the_methods_asked_for_are_run_and_sparsity_0_is_always_there(run_m
     assert "\u00b1 0" not in done.stdout  # the spread of a single run is unknown, not 0
 
 
+def test_the_csv_has_the_learning_rate_to_the_last_digit(run_main, tmp_path):
+    short = (*SHORT, "--runs", 1, "--sparsities", 0, "--learning-rate", 0.0012345678)
+    assert run_main(*short).returncode == 0
+    rows = read_rows(tmp_path / "plots" / "digits.csv")
+    assert {row["learning_rate"] for row in rows} == {0.0012345678}
+
+
 @pytest.mark.skipif(DEVICE.startswith("GPU"), reason="TensorFlow sees a GPU here")
 @pytest.mark.parametrize("tool", [None, "/usr/bin/nvidia-smi"])
 def test_a_gpu_that_tensorflow_does_not_see_is_pointed_out(run_main, monkeypatch, tool):

@@ -172,18 +172,23 @@ def test_the_bias_decides_alone_when_every_hidden_weight_is_pruned():
 def test_a_speedup_above_1_means_faster_than_dense_and_equal_sizes_share_it(monkeypatch):
     rng = np.random.default_rng(0)
     dense, bias = draw_kernels([6, 40, 10], rng), np.zeros(10, np.float32)
-    networks = [({"method": "neuron"}, [*dense, bias])]
+    networks = [({"method": "neuron", "sparsity": 0}, [*dense, bias])]
     for method in ("neuron", "random_neuron"):
         for sparsity in (0.5, 0.9):
             small = compact(pruned_kernels(dense, method, sparsity, rng))
-            networks.append(({"method": method}, [*small, bias]))
+            networks.append(({"method": method, "sparsity": sparsity}, [*small, bias]))
     data = SimpleNamespace(test_images=tf.zeros((5, 6)), test_labels=np.zeros(5, np.int64))
     seconds = {"6-40-10": 8.0, "6-20-10": 4.0, "6-4-10": 1.0}
     monkeypatch.setattr(
         network_pruning, "time_networks", lambda of_sizes, _: {s: seconds[s] for s in of_sizes}
     )
-    rows = measure_networks(networks, data)
+    rows, of_neurons = measure_networks(networks, data)
     assert [row["speedup"] for row in rows] == [1, 2, 8, 2, 8]
+    assert [(level, network[0].shape[1]) for level, network in of_neurons.items()] == [
+        (0, 40),
+        (0.5, 20),
+        (0.9, 4),
+    ]
 
 
 def test_networks_are_timed_in_rounds_and_the_best_of_each_counts(monkeypatch):

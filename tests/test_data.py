@@ -35,9 +35,9 @@ def write_folder(folder, arrays=ARRAYS, packed=True):
     folder.mkdir(parents=True)
     for name, array in zip(IDX_FILES, arrays):
         if packed:
-            (folder / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(array)))
+            (folder / f"{name}-ubyte.gz").write_bytes(gzip.compress(idx_bytes(array)))
         else:
-            (folder / name).write_bytes(idx_bytes(array))
+            (folder / f"{name}-ubyte").write_bytes(idx_bytes(array))
 
 
 def changed(index, array):
@@ -145,6 +145,12 @@ def test_the_digits_are_split_once_and_for_all():
     assert first.train_images.dtype == np.uint8 and first.train_images.max() == 16
     assert set(first.test_labels) == set(range(10))
     np.testing.assert_array_equal(first.test_images, second.test_images)
+
+
+def test_with_a_data_dir_digits_too_are_a_folder_in_it(tmp_path):
+    write_folder(tmp_path / "digits")
+    [dataset] = load_datasets(["digits"], tmp_path)
+    np.testing.assert_array_equal(dataset.train_images, ARRAYS[0])
 
 
 def test_any_folder_in_the_format_of_mnist_is_a_data_set(run_main, tmp_path):

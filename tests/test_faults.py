@@ -82,14 +82,6 @@ def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, content, message):
     assert message in said
 
 
-def test_an_archive_is_unpacked_up_to_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(network_pruning, "IDX_LIMIT", 10_000_000)
-    bomb = gzip.compress(IMAGES + bytes(500_000_000), compresslevel=1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert "cannot be read as an IDX file" in damage(tmp_path, bomb)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kilobytes
-
-
 def test_a_folder_in_place_of_a_file_is_named(tmp_path):
     write_folder(tmp_path / "mnist")
     path = tmp_path / "mnist" / "train-images-idx3-ubyte.gz"

@@ -223,7 +223,7 @@ def test_a_network_without_hidden_weights_is_retrained_to_its_bias():
 def rows_of(options, run=0):
     """Rows of one run on the toy data."""
     data = toy_data()
-    return measure_networks(make_networks(SIZES, data, options, run), data)
+    return measure_networks(make_networks(SIZES, data, options, run), data)[0]
 
 
 def keyed(rows):
