@@ -60,7 +60,6 @@ IDX_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k
 IDX_BYTES = b"\0\0\x08"  # how a file of unsigned bytes begins; the number of dimensions follows
 DOWNLOAD_TIMEOUT = 10  # seconds without data
 
-
 # a progress bar where standard error is a terminal
 progress = functools.partial(tqdm, leave=False, disable=None if sys.stderr else True)
 
@@ -433,8 +432,8 @@ def time_networks(networks, images):
 def measure_networks(networks, data):
     """Measure networks, each after a dict of how it was made, the dense one first.
 
-    Returns a row for each, and by sparsity those without the smallest neurons, retrained if any
-    are. Only the layer sizes decide how fast a network is, so each of them is timed once.
+    Returns a row for each network, and the neuron-pruned networks by sparsity in their final state.
+    Only the layer sizes decide how fast a network is, so each of them is timed once.
     """
     rows, of_sizes, of_neurons, dense = [], {}, {}, None
     for made, network in networks:

@@ -199,6 +199,8 @@ EXPECTED = [
     lost("fashion_mnist", "weight", 0.5),
     acc("mnist", "random_weight", 0.8),
     acc("mnist", "random_weight", 0.8, column="unbiased_accuracy"),
+    acc("mnist", "weight", 0, epochs=1),
+    acc("fashion_mnist", "weight", 0, epochs=1),
     times("mnist", "neuron", 0.5),
     of_runs("mnist", 0.5),
     times("fashion_mnist", "neuron", 0.25),
