@@ -22,6 +22,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -48,7 +49,6 @@ ADAM = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}  # the defaults of Tensor
 RUNS = 3  # networks per data set
 SPARSITIES = (0, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 
-BATCHES_PER_CALL = 50  # in one call of TensorFlow, during which Ctrl-C has no effect
 FAILED_LOSS = 100  # times the loss of chance, ln(classes); beyond it training did not recover
 TIMING_ROUNDS = 3
 DECIMALS = 6  # in the CSV
@@ -114,15 +114,15 @@ def compiled(function):
 # ----------------------------------------------------------------------------------- training
 
 
-def train_batches(parameters, steps, images, labels, order, start, stop, batch_size, rate):
-    """Train on images[order[start:stop]], batch by batch, and return the mean loss.
+def train_epoch(parameters, steps, images, labels, order, batch_size, rate):
+    """Train on all images in the given order, batch by batch, and return the mean loss.
 
     parameters: for each array of the network what `trainable` makes. steps: variable that counts
-    Adam's steps. start: of a batch. stop: the start of another, or the end. rate: learning rate.
+    Adam's steps. rate: learning rate.
     """
     variables = [variable for variable, *_ in parameters]
     total = 0.0
-    for first in tf.range(start, stop, batch_size):
+    for first in tf.range(0, len(order), batch_size):
         tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # steps are sequential
         batch = order[first : first + batch_size]
         with tf.GradientTape() as tape:
@@ -135,7 +135,7 @@ def train_batches(parameters, steps, images, labels, order, start, stop, batch_s
         for parameter, gradient in zip(parameters, tape.gradient(loss, variables)):
             apply_adam(*parameter, gradient, steps, rate)
         total += tf.reduce_sum(losses)
-    return total / tf.cast(stop - start, tf.float32)
+    return total / len(order)
 
 
 def apply_adam(variable, m, v, mask, gradient, steps, rate):
@@ -170,13 +170,10 @@ def train(network, images, labels, epochs, options, rng):
     parameters = [trainable(values) for values in network]
     # as tensors: TensorFlow would trace again for every new Python number
     batch_size, rate = tf.constant(options.batch_size), tf.constant(options.learning_rate)
-    steps, train_part = tf.Variable(0.0), compiled(train_batches)
-    span = BATCHES_PER_CALL * options.batch_size
-    for epoch in progress(range(1, epochs + 1), "epoch"):
+    steps = tf.Variable(0.0)
+    for epoch in progress(range(1, epochs + 1), unit="epoch"):
         order = tf.constant(rng.permutation(len(images)))
-        for start in range(0, len(images), span):
-            part = order, tf.constant(start), tf.constant(min(start + span, len(images)))
-            loss = train_part(parameters, steps, images, labels, *part, batch_size, rate).numpy()
+        loss = compiled(train_epoch)(parameters, steps, images, labels, order, batch_size, rate)
         if not loss < FAILED_LOSS * math.log(network[-1].size):  # true of NaN, too
             advice = f"pass a --learning-rate below {options.learning_rate:g}"
             raise UserError(f"training failed in epoch {epoch}: the loss is {loss:g}; {advice}")
@@ -350,7 +347,7 @@ def draws(seed, run, purpose):
 def pruned_networks(dense, options, rng_for):
     """Yield a network pruned by each method at each sparsity, each after a dict that says how."""
     *hidden, output, bias = dense
-    for method in progress(options.methods, "method"):
+    for method in progress(options.methods, unit="method"):
         levels = prune(hidden, method, options.sparsities, rng_for(method))
         for sparsity, kernels in zip(options.sparsities, levels):
             kept = sum(map(np.count_nonzero, kernels)) / count_weights(hidden)
@@ -569,7 +566,8 @@ def draw(ax, rows, x, y, methods=STYLES, faint=False):
         ax.plot(mean_x, mean, color=color, label=label, **look)
     ax.grid(color="#dddddd", lw=0.6)
     ax.set_xscale("log", nonpositive="mask")  # where nothing is left, nothing is drawn
-    ax.set_xlim(120, np.clip(rows[x].min(), 0.1, 1) / 1.2)  # ends between 1 and 0.1 %
+    least = rows.loc[rows[x] > 0, x].min()
+    ax.set_xlim(120, np.clip(least, 0.1, 1) / 1.2)  # ends between 1 and 0.1 %
     set_log_ticks(ax.xaxis, lambda kept, position: f"{1 - kept / 100:.6g}")
     ax.set(xlabel="sparsity", ylabel="test accuracy", ylim=(0, 1.02))
 
@@ -599,12 +597,12 @@ def draw_reproduction(figure, rows):
         ax.axhline(reference, color="black", lw=0.8, label=f"dense network: {reference:.3f}")
         ax.axhline(chance, color="black", lw=0.8, ls=(0, (1, 3)), label=f"chance: {chance:.3g}")
     whole.set(xlabel="sparsity (logarithmic in the share kept)", yticks=np.linspace(0, 1, 11))
-    close.set(xlabel="kept in each hidden layer, %", ylabel="close-up")
+    close.set(xlabel="weights or neurons kept, %", ylabel="close-up")
     close.set_ylim(reference - 0.05, reference + 0.01)
     close.xaxis.tick_top()
     close.xaxis.set_label_position("top")
     set_log_ticks(close.xaxis, "{x:g}")
-    return "accuracy of pruned networks"
+    return "accuracy after one-shot pruning"
 
 
 def draw_analysis(figure, rows):
@@ -615,11 +613,13 @@ def draw_analysis(figure, rows):
     live, unbiased, speed, *again = figure.subplots(height, width).flat
     not_random = [method for method in STYLES if not method.startswith("random")]
     draw(live, one_shot, "live", "test_accuracy", not_random)
-    live.set(title="Is it the number of live weights?", xlabel="weights that can act (live), %")
+    live.set(
+        title="Does the number of live weights decide?", xlabel="weights that can act (live), %"
+    )
     set_log_ticks(live.xaxis, "{x:g}")
     draw(unbiased, one_shot, "kept", "test_accuracy", faint=True)
     draw(unbiased, one_shot, "kept", "unbiased_accuracy")
-    unbiased.set_title("Is it the output bias? (thin: with it)")
+    unbiased.set_title("Is the output bias to blame? (thin: with it)")
     draw(speed, one_shot, "kept", "speedup", ("weight", "neuron"))
     speed.set(title="Are the networks faster?", ylabel="speed-up over dense", yscale="log")
     speed.set_ylim(one_shot["speedup"].min() / 1.2, 1.2 * max(one_shot["speedup"].max(), 2))
@@ -634,7 +634,7 @@ def add_texts(figure, title, rows):
     """Add title, legend, and what was run in small print, so that a picture can stand alone."""
     row, inches = rows.iloc[0], figure.get_figwidth()
     caption = (
-        f"{row['layer_sizes']} with ReLU; {row['epochs']} epochs of Adam at a rate of "
+        f"{row['layer_sizes']} with ReLU; epochs of Adam: {row['epochs']}, at a rate of "
         f"{row['learning_rate']:g}, batches of {row['batch_size']}. Mean, standard "
         f"deviation (band) and single runs (pale); runs: {rows['run'].nunique()}, seed: "
         f"{row['seed']}. {row['device']}; {row['versions']}."
@@ -713,7 +713,7 @@ def read_idx(path):
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
         reason = getattr(error, "strerror", None) or error
-        advice = f"--data-dir is the folder that contains {path.parent.name}/"
+        advice = "--data-dir is a folder with a folder of IDX files for each of --datasets"
         raise UserError(f"{path} cannot be read as an IDX file: {reason}; {advice}") from error
 
 
@@ -746,9 +746,9 @@ def check_dataset(dataset, source):
         fitting = images.ndim == 3 and images.shape == labels.shape + train_images.shape[1:]
         if not fitting or not images.any() or labels.max() >= classes or classes < 2:
             raise UserError(
-                f"{source}: {part}-images and {part}-labels do not fit, are empty or all black: "
-                f"images {images.shape}, labels {labels.shape} up to {labels.max(initial=0)}, "
-                f"where training has {classes} classes and images {train_images.shape[1:]}"
+                f"{source}: {part}-images {images.shape} and {part}-labels {labels.shape} up to "
+                f"{labels.max(initial=0)}, where training has images {train_images.shape[1:]} and "
+                f"{classes} classes; needed are images [n, height, width], not all black, n labels"
             )
 
 
@@ -788,13 +788,19 @@ def option_parser():
     """Define the options."""
     share, rate = between(float, 0, 1), between(float, 1e-6, 1e6)
     natural, count = between(int, 0, 2**31 - 1), between(int, 1, 2**31 - 1)
-    summary = __doc__.partition("\n")[0]
+    summary = __doc__.partition("\n")[0] + " Defaults are in parentheses."
     parser = argparse.ArgumentParser(None, "%(prog)s [options]", summary, allow_abbrev=False)
     add = parser.add_argument
-    add("--datasets", nargs="+", help="(mnist fashion_mnist), digits, or folders of --data-dir")
-    add("--data-dir", type=Path, help="folder of folders of IDX files, instead of a download")
+    add("--datasets", nargs="+", help="(mnist fashion_mnist), digits, or folders in --data-dir")
+    add("--data-dir", type=Path, help="read IDX files from a folder with a folder per data set")
     add("--output-dir", type=Path, default="plots", help="folder to write to (%(default)s)")
-    add("--methods", nargs="+", choices=METHODS, help="(all but global_weight)")
+    add(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        metavar="M",
+        help="of %(choices)s (all but the last)",
+    )
     add("--sparsities", nargs="+", type=share, default=SPARSITIES, help="fractions %(default)s")
     add("--retrain-epochs", type=natural, default=0, help="epochs after pruning (%(default)s)")
     add("--runs", type=count, default=RUNS, help="networks per data set (%(default)s)")
@@ -816,9 +822,9 @@ def parse_options(arguments):
     default = [method for method in METHODS if method != "global_weight"]
     options.methods = list(dict.fromkeys(options.methods or default))
     if options.save_models and "neuron" not in options.methods:
-        parser.error("--save-models saves what --methods neuron makes: add it")
+        parser.error("--save-models saves neuron-pruned networks: add neuron to --methods")
     for name in options.datasets or []:
-        if not re.fullmatch(r"\w[\w.-]*", name) or not (options.data_dir or name in TITLES):
+        if not re.fullmatch(r"\w[\w. -]*", name) or not (options.data_dir or name in TITLES):
             parser.error(f"--datasets {name}: not {', '.join(TITLES)}, nor a folder in --data-dir")
     return options
 
@@ -902,9 +908,7 @@ def replot(folder):
 def main(arguments=None):
     """Run the experiment; exit with a message and a status other than 0 if that fails."""
     options = parse_options(arguments)
-    with contextlib.suppress(
-        AttributeError
-    ):  # a notebook's has no such method; a closed one is None
+    with contextlib.suppress(AttributeError):  # a notebook's lacks it, and a closed one is None
         sys.stdout.reconfigure(errors="replace")  # characters that it cannot encode
     try:
         if options.replot:
@@ -913,10 +917,9 @@ def main(arguments=None):
             run_experiment(options)
     except (UserError, OSError) as error:
         sys.exit(f"{Path(__file__).name}: error: {error}")
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)  # 128 + SIGINT, the convention of shells
 
 
 if __name__ == "__main__":
+    # Ctrl-C ends the process at once; as a KeyboardInterrupt it may wait for TensorFlow or get lost
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     main()

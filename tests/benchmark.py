@@ -109,13 +109,11 @@ def updates(batches):
 def this_project(batches, data, network):
     """Return work that trains a network on batches as `network_pruning.train` does."""
     parameters = [project.trainable(values) for values in network]
-    order = tf.constant(RNG.permutation(len(data.train_images)))
-    place = order, tf.constant(0), tf.constant(batches * project.BATCH_SIZE)
+    order = tf.constant(RNG.permutation(len(data.train_images))[: batches * project.BATCH_SIZE])
     settings = tf.constant(project.BATCH_SIZE), tf.constant(project.LEARNING_RATE)
-    steps, train = tf.Variable(0.0), project.compiled(project.train_batches)
-    return lambda: train(
-        parameters, steps, data.train_images, data.train_labels, *place, *settings
-    ).numpy()
+    steps, train = tf.Variable(0.0), project.compiled(project.train_epoch)
+    images, labels = data.train_images, data.train_labels
+    return lambda: train(parameters, steps, images, labels, order, *settings).numpy()
 
 
 def pruned_network(method, sparsity):

@@ -173,7 +173,7 @@ def test_a_terminal_shows_run_epoch_method_and_the_time_left(tmp_path):
     text = shown.decode()
     # the line of the whole job, with the time since its start and the time left
     assert re.search(r"scikit-learn digits, run 2 of 2:  50%\|.*\| 1/2 \[\d\d:\d\d<\d\d:\d\d", text)
-    assert re.search(r"epoch: .*\| \d+/200 \[", text) and re.search(r"method: .*\| \d/5 \[", text)
+    assert re.search(r"\| \d+/200 \[.*epoch", text) and re.search(r"\| \d/5 \[.*method", text)
 
 
 def test_the_real_data_sets_train_side_by_side(run_command, real_data, tmp_path):
@@ -205,7 +205,10 @@ def test_the_real_data_sets_train_side_by_side(run_command, real_data, tmp_path)
         (["--seed", "-1"], "argument --seed: -1 is not between 0 and 2147483647"),
         (["--retrain-epochs", "-1"], "argument --retrain-epochs: -1 is not between 0 and"),
         (["--methods", "l1"], "argument --methods: invalid choice: 'l1'"),
-        (["--methods", "weight", "--save-models"], "--save-models saves what --methods neuron"),
+        (
+            ["--methods", "weight", "--save-models"],
+            "--save-models saves neuron-pruned networks: add neuron",
+        ),
         (["--datasets", "cifar"], "--datasets cifar: not mnist, fashion_mnist, digits, nor a"),
         (["--data-dir", ".", "--datasets", "../x"], "--datasets ../x: not mnist, "),
         (["--data-dir", ".", "--datasets", ".."], "--datasets ..: not mnist, "),

@@ -85,7 +85,7 @@ def test_a_file_missing_from_the_data_dir_is_named(tmp_path, no_download):
     write_folder(tmp_path / "mnist")
     (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(
-        UserError, match="mnist/t10k-labels-idx1-ubyte.*No such file.* contains mnist/"
+        UserError, match="mnist/t10k-labels-idx1-ubyte.*No such file.*; --data-dir is"
     ):
         load_datasets(["mnist"], tmp_path)
 

@@ -94,19 +94,22 @@ def test_a_folder_in_place_of_a_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (changed(1, ARRAYS[1][:-1]), r"train-labels .*images \(20, 4, 3\), labels \(19,\)"),
-        (changed(3, ARRAYS[3][:-1]), r"t10k-labels .*images \(10, 4, 3\), labels \(9,\)"),
+        (changed(1, ARRAYS[1][:-1]), r"train-images \(20, 4, 3\) and train-labels \(19,\)"),
+        (changed(3, ARRAYS[3][:-1]), r"t10k-images \(10, 4, 3\) and t10k-labels \(9,\)"),
         (
             changed(3, np.arange(1, 11, dtype=np.uint8)),
-            "labels .* up to 10, where training has 10 classes",
+            "labels .* up to 10, where training has .* 10 classes",
         ),
-        (changed(1, np.zeros(20, np.uint8)), "labels .* up to 0, where training has 1 classes"),
-        (changed(2, np.ones((10, 3, 4), np.uint8)), r"images \(10, 3, 4\), .* and images \(4, 3\)"),
-        (changed(0, ARRAYS[0][:0]), r"images \(0, 4, 3\), labels \(20,\)"),
-        (changed(2, ARRAYS[2][:0]), r"images \(0, 4, 3\), labels \(10,\)"),
-        (changed(0, 0 * ARRAYS[0]), "train-images and train-labels .* all black"),
-        (changed(0, ARRAYS[1]), r"images \(20,\), labels \(20,\)"),
-        (changed(1, ARRAYS[0]), r"images \(20, 4, 3\), labels \(20, 4, 3\)"),
+        (changed(1, np.zeros(20, np.uint8)), "labels .* up to 0, where training has .* 1 classes"),
+        (
+            changed(2, np.ones((10, 3, 4), np.uint8)),
+            r"images \(10, 3, 4\) .* training has images \(4, 3\)",
+        ),
+        (changed(0, ARRAYS[0][:0]), r"images \(0, 4, 3\) and train-labels \(20,\)"),
+        (changed(2, ARRAYS[2][:0]), r"images \(0, 4, 3\) and t10k-labels \(10,\)"),
+        (changed(0, 0 * ARRAYS[0]), "train-images .* not all black"),
+        (changed(0, ARRAYS[1]), r"images \(20,\) and train-labels \(20,\)"),
+        (changed(1, ARRAYS[0]), r"images \(20, 4, 3\) and train-labels \(20, 4, 3\)"),
     ],
     ids=(
         ["counts", "test-counts", "labels", "one-class", "shape", "empty-training", "empty-test"]
@@ -146,7 +149,7 @@ def test_a_mutated_file_gives_the_right_array_or_the_clear_error(tmp_path_factor
 def test_bad_data_end_the_command_with_one_line_that_names_the_files(run_main, tmp_path):
     write_folder(tmp_path / "data" / "mnist", changed(1, ARRAYS[1][:-1]))
     done = run_main("--data-dir", "data", "--datasets", "mnist")
-    assert_one_line(done, "error: data/mnist: train-images and train-labels do not fit")
+    assert_one_line(done, "error: data/mnist: train-images (20, 4, 3) and train-labels (19,)")
 
 
 # -------------------------------------------------------------------------------------- downloads
@@ -390,23 +393,15 @@ def interrupt(number, folder, ready, *arguments):
     return process.returncode, time.monotonic() - began, errors
 
 
-def test_ctrl_c_ends_the_command_soon_and_keeps_finished_runs(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_command_ends_at_once_and_leaves_whole_files(tmp_path, number):
     csv, png = tmp_path / "plots" / "digits.csv", tmp_path / "plots" / "digits-analysis.png"
     arguments = ("--runs", "1000", "--hidden-units", "1000", "1000", "--epochs", "10")
-    returned, seconds, errors = interrupt(signal.SIGINT, tmp_path, png.exists, *arguments)
-    assert returned == 130
+    returned, seconds, errors = interrupt(number, tmp_path, png.exists, *arguments)
+    assert returned == -number
     assert seconds < 5
-    assert errors.endswith("\ninterrupted\n") and "Traceback" not in errors
+    assert "network_pruning.py" not in errors
     assert len(read_rows(csv)) % ROWS == 0 and len(read_rows(csv)) >= ROWS
-    assert png.read_bytes().endswith(b"IEND\xaeB`\x82")
-    assert files_in(tmp_path / "plots") == FILES
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_command_leaves_whole_files(tmp_path, number):
-    csv, png = tmp_path / "plots" / "digits.csv", tmp_path / "plots" / "digits-analysis.png"
-    assert interrupt(number, tmp_path, png.exists, "--runs", "1000")[0] == -number
-    assert len(read_rows(csv)) % ROWS == 0
     assert png.read_bytes().endswith(b"IEND\xaeB`\x82")
 
 

@@ -213,7 +213,7 @@ def test_no_text_runs_off_a_figure_even_of_a_deep_network(draw):
 def test_the_caption_comes_from_the_csv():
     figure = figure_of(draw_reproduction, frame(epochs=7))
     caption = figure.get_supxlabel().replace("\n", " ")
-    for part in ("784-50-10", "7 epochs", "0.001", "128", "runs: 3", "CPU, test"):
+    for part in ("784-50-10", "epochs of Adam: 7", "0.001", "128", "runs: 3", "CPU, test"):
         assert part in caption
 
 

@@ -22,7 +22,7 @@ from network_pruning import (
     prune,
     prune_weights,
     train,
-    train_batches,
+    train_epoch,
     trainable,
     unbiased_logits,
 )
@@ -112,8 +112,7 @@ def reference_training(network, images, labels, batches, rate):
     return values
 
 
-def test_training_is_adam_on_the_mean_loss_of_batches_of_a_permutation(monkeypatch):
-    monkeypatch.setattr("network_pruning.BATCHES_PER_CALL", 3)  # an epoch has 4: two calls
+def test_training_is_adam_on_the_mean_loss_of_batches_of_a_permutation():
     rng = np.random.default_rng(3)
     network = [*draw_kernels([6, 5, 10], rng), rng.normal(size=10).astype(np.float32)]
     data = toy_data()
@@ -137,20 +136,31 @@ def test_training_learns():
 
 
 @pytest.mark.parametrize("batch_size", [1, 33, 100, 1000])
-def test_every_image_counts_once_an_epoch_whatever_the_batch_size(monkeypatch, batch_size):
+def test_a_batch_has_the_size_that_was_asked_for_and_the_last_one_what_is_left(batch_size):
+    steps = tf.Variable(0.0)
+    data, network = toy_data(), initial_network(SIZES, np.random.default_rng(0))
+    parameters = [trainable(values) for values in network]
+    order, settings = tf.range(100), (tf.constant(batch_size), tf.constant(0.0))
+    loss = compiled(train_epoch)(
+        parameters, steps, data.train_images, data.train_labels, order, *settings
+    )
+    assert steps == math.ceil(100 / batch_size)
+    # at a learning rate of 0, the mean over all images, each of which counts once
+    assert loss.numpy() == pytest.approx(accuracy_and_loss(network)[1], rel=1e-5)
+
+
+def test_an_epoch_is_a_permutation_of_the_images_and_the_next_one_another(monkeypatch):
     orders = []
 
-    def record(parameters, steps, images, labels, order, start, stop, *settings):
-        orders.append(order[start:stop].numpy())
+    def record(parameters, steps, images, labels, order, *settings):
+        orders.append(order.numpy())
         return tf.constant(0.0)
 
     monkeypatch.setattr("network_pruning.compiled", lambda function: record)
-    train_toy(epochs=3, batch_size=batch_size)
-    epochs = np.concatenate(orders).reshape(3, 100)
-    for epoch in epochs:
-        np.testing.assert_array_equal(np.sort(epoch), np.arange(100))
-    assert (epochs[0] != epochs[1]).any()
-    assert all(len(order) <= 50 * batch_size for order in orders)
+    train_toy(epochs=3)
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(100))
+    assert len(orders) == 3 and (orders[0] != orders[1]).any()
 
 
 def test_a_seed_gives_the_same_network_each_time_and_another_seed_another():
@@ -162,9 +172,9 @@ def test_a_seed_gives_the_same_network_each_time_and_another_seed_another():
 
 def test_training_is_traced_once_for_all_runs_epochs_and_settings():
     train_toy()
-    traces = compiled(train_batches).experimental_get_tracing_count()
+    traces = compiled(train_epoch).experimental_get_tracing_count()
     train_toy(seed=1, epochs=3, learning_rate=0.02, batch_size=50)
-    assert compiled(train_batches).experimental_get_tracing_count() == traces
+    assert compiled(train_epoch).experimental_get_tracing_count() == traces
 
 
 def test_a_training_that_diverges_stops_and_says_in_which_epoch():
@@ -305,11 +315,10 @@ def test_every_operation_of_training_and_evaluation_has_a_gpu_kernel():
     network[0][0] = 0  # so that it is masked
     images, labels = tf.zeros((10, 6)), tf.zeros(10, tf.int64)
     parameters = [trainable(values) for values in network]
-    place = tf.range(10, dtype=tf.int64), tf.constant(0), tf.constant(10)
-    settings = tf.constant(4), tf.constant(0.1)
+    order, settings = tf.range(10, dtype=tf.int64), (tf.constant(4), tf.constant(0.1))
     graphs = [
-        compiled(train_batches).get_concrete_function(
-            parameters, tf.Variable(0.0), images, labels, *place, *settings
+        compiled(train_epoch).get_concrete_function(
+            parameters, tf.Variable(0.0), images, labels, order, *settings
         ),
         compiled(unbiased_logits).get_concrete_function(network[:-1], images),
     ]
