@@ -619,7 +619,7 @@ def draw_analysis(figure, rows):
     set_log_ticks(live.xaxis, "{x:g}")
     draw(unbiased, one_shot, "kept", "test_accuracy", faint=True)
     draw(unbiased, one_shot, "kept", "unbiased_accuracy")
-    unbiased.set_title("Is the output bias to blame? (thin: with it)")
+    unbiased.set(title="Is the output bias to blame?", ylabel="accuracy without it (thin: with it)")
     draw(speed, one_shot, "kept", "speedup", ("weight", "neuron"))
     speed.set(title="Are the networks faster?", ylabel="speed-up over dense", yscale="log")
     speed.set_ylim(one_shot["speedup"].min() / 1.2, 1.2 * max(one_shot["speedup"].max(), 2))
