@@ -794,13 +794,7 @@ def option_parser():
     add("--datasets", nargs="+", help="(mnist fashion_mnist), digits, or folders in --data-dir")
     add("--data-dir", type=Path, help="read IDX files from a folder with a folder per data set")
     add("--output-dir", type=Path, default="plots", help="folder to write to (%(default)s)")
-    add(
-        "--methods",
-        nargs="+",
-        choices=METHODS,
-        metavar="M",
-        help="of %(choices)s (all but the last)",
-    )
+    add("--methods", nargs="+", choices=METHODS, metavar="M", help="%(choices)s (not the last)")
     add("--sparsities", nargs="+", type=share, default=SPARSITIES, help="fractions %(default)s")
     add("--retrain-epochs", type=natural, default=0, help="epochs after pruning (%(default)s)")
     add("--runs", type=count, default=RUNS, help="networks per data set (%(default)s)")
