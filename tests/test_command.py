@@ -153,7 +153,7 @@ def test_a_hundred_levels_are_swept(run_main, tmp_path):
 def test_a_terminal_shows_run_epoch_method_and_the_time_left(tmp_path):
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 30, 120, 0, 0))  # rows, columns
-    arguments = [*SHORT, "--runs", 2, "--epochs", 200, "--sparsities", 0.5]
+    arguments = [*SHORT, "--runs", 2, "--epochs", 40, "--sparsities", 0.5]
     process = subprocess.Popen(
         [sys.executable, SCRIPT, *map(str, arguments)],
         cwd=tmp_path,
@@ -173,7 +173,7 @@ def test_a_terminal_shows_run_epoch_method_and_the_time_left(tmp_path):
     text = shown.decode()
     # the line of the whole job, with the time since its start and the time left
     assert re.search(r"scikit-learn digits, run 2 of 2:  50%\|.*\| 1/2 \[\d\d:\d\d<\d\d:\d\d", text)
-    assert re.search(r"\| \d+/200 \[.*epoch", text) and re.search(r"\| \d/5 \[.*method", text)
+    assert re.search(r"\| \d+/40 \[.*epoch", text) and re.search(r"\| \d/5 \[.*method", text)
 
 
 def test_the_real_data_sets_train_side_by_side(run_command, real_data, tmp_path):

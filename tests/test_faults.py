@@ -393,7 +393,7 @@ def interrupt(number, folder, ready, *arguments):
     return process.returncode, time.monotonic() - began, errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_command_ends_at_once_and_leaves_whole_files(tmp_path, number):
     csv, png = tmp_path / "plots" / "digits.csv", tmp_path / "plots" / "digits-analysis.png"
     arguments = ("--runs", "1000", "--hidden-units", "1000", "1000", "--epochs", "10")
