@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import functools
 import gzip
+import io
 import math
 import numbers
 import os
@@ -658,8 +659,10 @@ def draw_figures(path):
         figure = Figure(dpi=160, layout="constrained")
         title = draw_panels(figure, rows)
         add_texts(figure, f"{name}: {title}", rows)
+        image = io.BytesIO()  # drawn before the file is opened, as Ctrl-C would leave that behind
+        figure.savefig(image)
         with replacing(path.with_name(f"{path.stem}{suffix}.png")) as temporary:
-            figure.savefig(temporary)
+            temporary.write_bytes(image.getvalue())
 
 
 # --------------------------------------------------------------------------------------- data
