@@ -378,13 +378,14 @@ def make_networks(sizes, data, options, run):
         method, sparsity = made["method"], made["sparsity"]
         purpose = f"{method} {sparsity}"
         retrained = learn(pruned, extra, purpose) if sparsity > 0 else dense_retrained
-        yield made | {"retrain_epochs": extra}, retrained
+        made = made | {"retrain_epochs": extra}
+        yield made, retrained
         if method == "neuron":
             purpose = f"scratch {sparsity}"
             fresh = initial_network(layer_sizes(pruned[:-1]), rng_for(f"init {purpose}"))
             epochs = options.epochs + extra
             scratch = learn(fresh, epochs, purpose) if sparsity > 0 else dense_retrained
-            yield made | {"method": "scratch", "retrain_epochs": extra}, scratch
+            yield made | {"method": "scratch"}, scratch
 
 
 def evaluate(logits, labels):

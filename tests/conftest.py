@@ -67,14 +67,16 @@ def run_main(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        status, message = 0, ""
+        status = 0
         try:
             network_pruning.main([str(argument) for argument in arguments])
         except SystemExit as stop:
-            # as Python does with a message: prints it and exits with 1
-            status, message = (1, f"{stop}\n") if isinstance(stop.code, str) else (stop.code, "")
+            status = stop.code
+        if isinstance(status, str):  # what Python does with a message as it exits
+            print(status, file=sys.stderr)
+            status = 1
         said = capfd.readouterr()
-        return SimpleNamespace(returncode=status, stdout=said.out, stderr=said.err + message)
+        return SimpleNamespace(returncode=status, stdout=said.out, stderr=said.err)
 
     return run
 
