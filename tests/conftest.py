@@ -11,15 +11,18 @@ import pandas
 import pytest
 
 import network_pruning
+from network_pruning import METHODS, zero_lowest
 
 ROOT = Path(network_pruning.__file__).parent
 SCRIPT = ROOT / "network_pruning.py"
 REAL_DATA = ROOT.parent / "shared" / "data"
-PLOTS = ROOT / "plots"
 
 # the environment of the processes that tests start, as it is before TensorFlow is configured
 CLEAN = dict(os.environ)
 DEVICE = network_pruning.configure_tensorflow()
+
+# options of a small experiment
+TINY = ("--datasets", "digits", "--epochs", 1, "--hidden-units", 50, 20, "--sparsities", 0.5)
 
 
 def draw_kernels(sizes, rng):
@@ -27,30 +30,22 @@ def draw_kernels(sizes, rng):
     return [rng.normal(size=shape).astype(np.float32) for shape in zip(sizes, sizes[1:])]
 
 
-def recipe(**changes):
-    """Options of a small experiment."""
-    settings = {
-        "epochs": 2,
-        "batch_size": 32,
-        "learning_rate": 0.01,
-        "retrain_epochs": 0,
-        "seed": 0,
-        "methods": ["weight", "neuron"],
-        "sparsities": [0.0, 0.5, 1.0],
-    }
-    return SimpleNamespace(**settings | changes)
+def pruned_by(method, kernels, sparsity, seed=0):
+    """Kernels of hidden layers, pruned by a method."""
+    ranks = METHODS[method].ranks(kernels, np.random.default_rng(seed))
+    return list(map(zero_lowest, kernels, ranks, METHODS[method].counts(kernels, ranks, sparsity)))
 
 
 @pytest.fixture
 def run_command(tmp_path):
     """Run the script in a process of its own, in an empty folder and without a network."""
 
-    def run(*arguments, **variables):
+    def run(*arguments, script=SCRIPT, **variables):
         # a proxy that refuses every connection: downloads fail at once, on any machine
         proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
         environment = {**CLEAN, **proxies, "KERAS_HOME": str(tmp_path / "keras"), **variables}
         return subprocess.run(
-            [sys.executable, SCRIPT, *map(str, arguments)],
+            [sys.executable, script, *map(str, arguments)],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -97,3 +92,11 @@ def read_rows(path):
 def without_times(path):
     """The text of a CSV file but for the times, which differ from run to run."""
     return pandas.read_csv(path, dtype=str).drop(columns="speedup").to_csv(index=False)
+
+
+def assert_one_line(done, message, status=1):
+    """A command ended with one line of error, and no traceback."""
+    assert done.returncode == status
+    lines = [line for line in done.stderr.splitlines() if line.startswith("network_pruning.py")]
+    assert len(lines) == 1 and message in lines[0], done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr

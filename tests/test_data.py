@@ -1,27 +1,35 @@
-"""Where the images come from, and what happens when they are unavailable."""
+"""Where the images come from, as they lie on people's disks, and what is wrong with them."""
 
 import gzip
 import socket
+import ssl
 import struct
+import threading
+import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import read_rows
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
+from conftest import TINY, assert_one_line, read_rows
 
 import network_pruning
-from network_pruning import IDX_FILES, UserError, load_datasets, read_idx
+from network_pruning import UserError, load_dataset, load_datasets
 
+keras = tf.keras
 RNG = np.random.default_rng(0)
 ARRAYS = [  # 20 training and 10 test images of 4 x 3 pixels
     RNG.integers(0, 256, (20, 4, 3), dtype=np.uint8),
     np.arange(20, dtype=np.uint8) % 10,
     RNG.integers(0, 256, (10, 4, 3), dtype=np.uint8),
     np.arange(10, dtype=np.uint8),
+]
+NAMES = [
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
 ]
 
 
@@ -30,19 +38,155 @@ def idx_bytes(array):
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def write_folder(folder, arrays=ARRAYS, packed=True):
-    """Write the four IDX files of a data set."""
-    folder.mkdir(parents=True)
-    for name, array in zip(IDX_FILES, arrays):
-        if packed:
-            (folder / f"{name}-ubyte.gz").write_bytes(gzip.compress(idx_bytes(array)))
-        else:
-            (folder / f"{name}-ubyte").write_bytes(idx_bytes(array))
+IMAGES = idx_bytes(ARRAYS[0])
+
+
+def write_folder(folder, arrays=ARRAYS, name="{}", packed=False):
+    """Write the four IDX files of a data set; `name` makes a file's name from the official one."""
+    for official, array in zip(NAMES, arrays):
+        path = folder / name.format(official)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(idx_bytes(array)) if packed else idx_bytes(array))
 
 
 def changed(index, array):
     """The arrays of a data set with one of them replaced."""
     return [*ARRAYS[:index], array, *ARRAYS[index + 1 :]]
+
+
+def assert_loaded(dataset):
+    """A data set is that of ARRAYS, in the form in which it is used."""
+    brightest = ARRAYS[0].max()
+    np.testing.assert_allclose(dataset.train_images, ARRAYS[0].reshape(20, 12) / brightest)
+    np.testing.assert_allclose(dataset.test_images, ARRAYS[2].reshape(10, 12) / brightest)
+    np.testing.assert_array_equal(dataset.train_targets, np.eye(10)[ARRAYS[1]])
+    np.testing.assert_array_equal(dataset.test_labels, ARRAYS[3])
+    assert dataset.train_images.dtype == dataset.train_targets.dtype == tf.float32
+
+
+# --------------------------------------------------------------------------------- IDX files
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("name", ["{}", "{}.gz"])  # whatever the name says
+def test_files_named_as_mnist_names_them_are_read_packed_or_not(tmp_path, name, packed):
+    write_folder(tmp_path / "mnist", name=name, packed=packed)
+    assert_loaded(load_dataset("mnist", tmp_path))
+
+
+def renamed(folder, pattern, old, new):
+    """Rename parts of files."""
+    for path in folder.rglob(pattern):
+        path.rename(path.with_name(path.name.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("{}", "-idx", ".idx"),  # as some archives unpack
+        ("{0}/{0}", "", ""),  # a folder of the file's name, as Kaggle packs
+        ("MNIST/raw/{}", "", ""),  # torchvision
+        ("emnist-letters-{}.gz", "t10k", "test"),
+        ("._{}", "._", ""),
+    ],
+    ids=["dot", "kaggle", "torchvision", "emnist", "plain"],
+)
+def test_files_are_found_by_what_their_names_say(tmp_path, name, old, new):
+    write_folder(tmp_path / "mine", name=name)
+    renamed(tmp_path, "*ubyte*", old, new) if old else None
+    (tmp_path / "mine" / "._train-images-idx3-ubyte").write_bytes(b"of a Mac")
+    (tmp_path / "mine" / "README").write_text("train images")
+    assert_loaded(load_dataset("mine", tmp_path))
+
+
+def test_a_packed_file_beside_the_unpacked_one_counts_as_one(tmp_path):
+    write_folder(tmp_path / "mine")
+    write_folder(tmp_path / "mine", name="{}.gz", packed=True)
+    assert_loaded(load_dataset("mine", tmp_path))
+
+
+def test_where_none_or_several_fit_what_was_found_is_listed(tmp_path):
+    write_folder(tmp_path / "mine")
+    write_folder(tmp_path / "mine" / "other", [array + 1 for array in ARRAYS])
+    with pytest.raises(
+        UserError, match="needs one file of training images.*found there: other/train-im"
+    ):
+        load_dataset("mine", tmp_path)
+    write_folder(tmp_path / "half", ARRAYS[:2])
+    with pytest.raises(
+        UserError, match="one file of test images.*found there: train-images-idx3-ubyte, "
+    ):
+        load_dataset("half", tmp_path)
+    with pytest.raises(UserError, match=r"needs one file of training images.*found there: nothing"):
+        load_dataset("absent", tmp_path)
+
+
+def test_labels_are_the_distinct_ones_of_training(tmp_path):
+    """EMNIST's letters are 1 to 26, and 26 classes."""
+    letters = changed(1, ARRAYS[1] + 1)
+    letters[3] = ARRAYS[3] + 1
+    write_folder(tmp_path / "letters", letters)
+    assert_loaded(load_dataset("letters", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "IDX file: it does not begin like"),
+        (gzip.compress(IMAGES)[:-20], "ended before the end-of-stream"),
+        (gzip.compress(IMAGES)[:99] + bytes(4) + gzip.compress(IMAGES)[103:], "CRC check"),
+        (b"\1" + IMAGES[1:], "it does not begin like"),
+        (b"\0\0\x0d\3" + IMAGES[4:], "it does not begin like"),
+        (IMAGES[:10], "buffer"),
+        (IMAGES[:-1], "cannot reshape array of size 239 into shape (20,4,3)"),
+        (IMAGES + b"\0", "cannot reshape array of size 241"),
+    ],
+    ids=["empty", "truncated", "corrupt", "magic", "type", "header", "short", "long"],
+)
+def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, content, message):
+    write_folder(tmp_path / "mnist")
+    path = tmp_path / "mnist" / NAMES[0]
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_dataset("mnist", tmp_path)
+    assert str(caught.value).startswith(f"{path} cannot be read")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (changed(1, ARRAYS[1][:-1]), r"train-labels-idx1-ubyte \(19,\)"),
+        (changed(3, ARRAYS[3][:-1]), r"t10k-labels-idx1-ubyte \(9,\)"),
+        (changed(3, ARRAYS[3] + 1), r"t10k-labels-idx1-ubyte has others, \[10\]"),
+        (changed(1, np.zeros(20, np.uint8)), r"train-labels-idx1-ubyte has \[0\], of which two"),
+        (changed(2, np.ones((10, 3, 4), np.uint8)), r"t10k-images-idx3-ubyte \(10, 3, 4\)"),
+        (changed(0, ARRAYS[0][:0]), r"train-images-idx3-ubyte \(0, 4, 3\)"),
+        (changed(2, ARRAYS[2][:0]), r"t10k-images-idx3-ubyte \(0, 4, 3\)"),
+        (changed(0, 0 * ARRAYS[0]), "not all black"),
+        (changed(0, ARRAYS[1]), r"train-images-idx3-ubyte \(20,\)"),
+        (changed(1, ARRAYS[0]), r"train-labels-idx1-ubyte \(20, 4, 3\)"),
+    ],
+    ids=(
+        ["counts", "test-counts", "labels", "one-class", "shape", "empty-training", "empty-test"]
+        + ["black", "labels-as-images", "images-as-labels"]
+    ),
+)
+def test_files_that_do_not_fit_each_other_are_named(tmp_path, arrays, message):
+    write_folder(tmp_path / "mnist", arrays)
+    with pytest.raises(UserError, match=message) as caught:
+        load_dataset("mnist", tmp_path)
+    assert str(tmp_path / "mnist") in str(caught.value)
+
+
+def test_bad_data_end_the_command_with_one_line_before_any_training(run_main, tmp_path):
+    write_folder(tmp_path / "data" / "mnist", changed(1, ARRAYS[1][:-1]))
+    done = run_main("--data-dir", "data", "--datasets", "mnist")
+    assert_one_line(done, "error: not images [n, height, width], not all black, and n labels: data")
+    assert not list((tmp_path / "plots").iterdir())
+
+
+# ------------------------------------------------------------------------------- which data set
 
 
 @pytest.fixture
@@ -52,126 +196,123 @@ def no_download(monkeypatch):
     def fail():
         raise Exception("URL fetch failure on\nhttps://example.org: no route to host")
 
-    monkeypatch.setattr(tf.keras.datasets.mnist, "load_data", fail)
-    monkeypatch.setattr(tf.keras.datasets.fashion_mnist, "load_data", fail)
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", fail)
+    monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", fail)
 
 
-@given(arrays(np.uint8, array_shapes(min_dims=1, max_dims=3, max_side=9)), st.booleans())
-def test_an_idx_file_is_read_back_as_written(tmp_path_factory, array, packed):
-    folder, content = tmp_path_factory.mktemp("idx"), idx_bytes(array)
-    (folder / ("file.gz" if packed else "file")).write_bytes(
-        gzip.compress(content) if packed else content
-    )
-    np.testing.assert_array_equal(read_idx(folder / "file"), array)
-
-
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_a_data_dir_is_used_instead_of_a_download(tmp_path, name, packed, no_download):
-    write_folder(tmp_path / name, packed=packed)
-    [dataset] = load_datasets([name], tmp_path)
-    assert dataset.name == name
-    for loaded, written in zip(dataset[1:], ARRAYS):
-        np.testing.assert_array_equal(loaded, written)
-
-
-def test_a_data_dir_without_names_means_both_data_sets(tmp_path):
+def test_a_data_dir_without_names_means_both_data_sets(tmp_path, no_download):
     write_folder(tmp_path / "mnist")
     write_folder(tmp_path / "fashion_mnist")
     assert [d.name for d in load_datasets(None, tmp_path)] == ["mnist", "fashion_mnist"]
 
 
-def test_a_file_missing_from_the_data_dir_is_named(tmp_path, no_download):
-    write_folder(tmp_path / "mnist")
-    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(
-        UserError, match="mnist/t10k-labels-idx1-ubyte.*No such file.*; --data-dir is"
-    ):
-        load_datasets(["mnist"], tmp_path)
-
-
 def test_without_a_data_dir_both_are_downloaded_by_keras(monkeypatch):
-    train, test = ARRAYS[:2], ARRAYS[2:]
-    monkeypatch.setattr(tf.keras.datasets.mnist, "load_data", lambda: (train, test))
-    monkeypatch.setattr(tf.keras.datasets.fashion_mnist, "load_data", lambda: (train, test))
-    datasets = load_datasets(None, None)
-    assert [d.name for d in datasets] == ["mnist", "fashion_mnist"]
-    assert datasets[0].train_images is ARRAYS[0] and datasets[0].test_labels is ARRAYS[3]
-
-
-def test_a_silent_server_does_not_hang_the_download(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts and never answers
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        monkeypatch.setattr(tf.keras.datasets.mnist, "load_data", lambda: opener.open(url))
-        monkeypatch.setattr(network_pruning, "DOWNLOAD_TIMEOUT", 0.2)
-        with pytest.raises(UserError, match=r"mnist is unavailable: .*TimeoutError\('timed out'\)"):
-            load_datasets(["mnist"], None)
+    for name in ("mnist", "fashion_mnist"):
+        load_data = lambda: (ARRAYS[:2], ARRAYS[2:])  # noqa: E731
+        monkeypatch.setattr(getattr(keras.datasets, name), "load_data", load_data)
+    for dataset in load_datasets(None, None):
+        assert_loaded(dataset)
 
 
 def test_where_nothing_is_named_the_digits_stand_in_and_that_is_said(no_download, capsys):
     [dataset] = load_datasets(None, None)
     assert dataset.name == "digits"
+    assert dataset.train_images.shape == (1437, 64) and dataset.test_images.shape == (360, 64)
+    assert np.max(dataset.train_images) == 1 and set(dataset.test_labels) == set(range(10))
     said = capsys.readouterr().err
     assert "no route to host" in said and "Using scikit-learn's digits instead" in said
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_a_data_set_that_was_named_is_never_replaced(name, no_download):
-    with pytest.raises(UserError, match=rf"{name} is unavailable: .*pass --data-dir"):
-        load_datasets([name], None)
-
-
-def test_a_failed_download_ends_the_command_with_one_line(no_download, run_main, tmp_path):
-    done = run_main("--datasets", "mnist")
-    assert done.returncode == 1
-    assert done.stderr.startswith(
-        "network_pruning.py: error: mnist is unavailable: download failed"
-    )
+def test_a_data_set_that_was_named_is_never_replaced(name, no_download, run_main, tmp_path):
+    done = run_main("--datasets", name)
+    assert_one_line(done, f"error: {name} is unavailable: download failed")
+    # where to get the files by hand, under which names, and how they are read then
+    told = ("delete an interrupted download", *NAMES, "https://github.com/", f"DIR/{name}")
+    for part in (*told, "--data-dir DIR"):
+        assert part in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list((tmp_path / "plots").iterdir())
 
 
-def test_one_of_the_two_alone_is_not_used_either(no_download, monkeypatch, capsys):
-    loaded = (ARRAYS[:2], ARRAYS[2:])
-    monkeypatch.setattr(tf.keras.datasets.mnist, "load_data", lambda: loaded)
-    assert [dataset.name for dataset in load_datasets(None, None)] == ["digits"]
-    assert "fashion_mnist is unavailable" in capsys.readouterr().err
-
-
-def test_the_digits_are_split_once_and_for_all():
-    first, second = load_datasets(["digits"], None)[0], load_datasets(["digits"], None)[0]
-    assert first.train_images.shape == (1437, 8, 8) and first.test_images.shape == (360, 8, 8)
-    assert first.train_images.dtype == np.uint8 and first.train_images.max() == 16
-    assert set(first.test_labels) == set(range(10))
-    np.testing.assert_array_equal(first.test_images, second.test_images)
-
-
-def test_with_a_data_dir_digits_too_are_a_folder_in_it(tmp_path):
-    write_folder(tmp_path / "digits")
-    [dataset] = load_datasets(["digits"], tmp_path)
-    np.testing.assert_array_equal(dataset.train_images, ARRAYS[0])
-
-
 def test_any_folder_in_the_format_of_mnist_is_a_data_set(run_main, tmp_path):
-    """Such as KMNIST and EMNIST; the number of classes comes from the labels."""
-    letters = changed(1, np.arange(20, dtype=np.uint8))  # 20 classes
-    write_folder(tmp_path / "data" / "emnist-letters", letters)
-    # 300 units: more than the unsigned bytes of the labels could count
-    short = ("--epochs", 1, "--hidden-units", 300, "--runs", 1, "--batch-size", 99)
-    done = run_main("--data-dir", "data", "--datasets", "emnist-letters", *short)
-    assert done.returncode == 0 and "emnist-letters, run 1 of 1" in done.stdout
-    rows = read_rows(tmp_path / "plots" / "emnist-letters.csv")
-    assert rows[0]["layer_sizes"] == "12-300-20" and rows[0]["dataset"] == "emnist-letters"
-    assert (tmp_path / "plots" / "emnist-letters.png").exists()
+    """Also one called digits; with as many classes as there are labels."""
+    write_folder(tmp_path / "data" / "digits", changed(1, np.arange(20, dtype=np.uint8)))
+    options = ("--data-dir", "data", *TINY, "--seeds", 0, "--refit-images", 0)
+    assert run_main(*options).returncode == 0
+    rows = read_rows(tmp_path / "plots" / "digits.csv")
+    assert rows[0]["layer_sizes"] == "12-50-20-20"
 
 
 def test_the_real_files_are_read(real_data):
     for dataset in load_datasets(None, real_data):
-        assert dataset.train_images.shape == (60000, 28, 28)
-        assert dataset.test_images.shape == (10000, 28, 28)
+        assert dataset.train_images.shape == (60000, 784)
+        assert dataset.test_images.shape == (10000, 784)
         assert set(np.bincount(dataset.test_labels)) == (
             {1000}
             if dataset.name == "fashion_mnist"
             else {980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009}
         )
+
+
+# -------------------------------------------------------------------------------------- downloads
+
+
+class Halting(BaseHTTPRequestHandler):
+    """Promises a file, sends half of it and closes, or answers with an error."""
+
+    def do_GET(self):
+        if self.path == "/error":
+            return self.send_error(503)
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(bytes(500))
+
+    def log_message(self, *_):
+        pass
+
+
+def download_from(url, monkeypatch, folder):
+    """Let MNIST be downloaded by Keras from a URL, past any proxy; return what is said of it."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    monkeypatch.setattr(urllib.request, "_opener", opener)
+    load_data = lambda: keras.utils.get_file("file.npz", url, cache_dir=folder)  # noqa: E731
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", load_data)
+    with pytest.raises(UserError) as caught:
+        load_datasets(["mnist"], None)
+    assert not [file for file in folder.rglob("*.npz*") if file.is_file()]
+    return str(caught.value)
+
+
+def serving(handler=Halting):
+    """Start a server in the background."""
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, f"127.0.0.1:{server.server_address[1]}"
+
+
+@pytest.mark.parametrize(("path", "message"), [("error", "503"), ("half", "500 out of 1000 bytes")])
+def test_a_failed_download_leaves_no_file_and_says_why(tmp_path, monkeypatch, path, message):
+    server, address = serving()
+    assert message in download_from(f"http://{address}/{path}", monkeypatch, tmp_path)
+    server.shutdown()
+
+
+def test_a_certificate_that_cannot_be_verified_is_the_reason_given(tmp_path, monkeypatch):
+    reason = ssl.SSLCertVerificationError("certificate verify failed: unable to get local issuer")
+
+    def refuse(*_, **__):
+        raise urllib.error.URLError(reason)
+
+    monkeypatch.setattr(urllib.request.AbstractHTTPHandler, "do_open", refuse)
+    said = download_from("https://example.org/", monkeypatch, tmp_path)
+    assert "certificate verify failed: unable to get local issuer" in said
+
+
+def test_a_silent_server_does_not_hang_the_download(monkeypatch, tmp_path):
+    monkeypatch.setattr(network_pruning, "DOWNLOAD_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts and never answers
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        assert "timed out" in download_from(url, monkeypatch, tmp_path)
+    assert socket.getdefaulttimeout() is None

@@ -1,13 +1,14 @@
-"""The pruning rules, on matrices small enough to check by hand and as properties."""
+"""Pruning, compaction and refitting: matrices small enough to check by hand, and properties."""
 
+import ml_dtypes
 import numpy as np
 import pytest
-from conftest import draw_kernels
-from hypothesis import given
+from conftest import draw_kernels, pruned_by
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from network_pruning import METHODS, compact, prune, prune_neurons, prune_weights
+from network_pruning import METHODS, compact, live_units, prune_neurons, prune_weights, refit
 
 LAYER_BY_LAYER = ("weight", "neuron", "random_weight", "random_neuron")
 
@@ -49,13 +50,9 @@ def test_a_neuron_counts_by_its_l2_norm_not_by_its_sum_or_its_largest_weight():
     np.testing.assert_array_equal(prune_neurons(kernel, 0.5), [[3, 0], [0, 0]])
 
 
-def test_of_equal_weights_the_first_go_first():
+def test_of_equal_weights_or_neurons_the_first_go_first():
     ones = np.ones((2, 5), np.float32)
     np.testing.assert_array_equal(prune_weights(ones, 0.7), [[0] * 5, [0, 0, 1, 1, 1]])
-
-
-def test_of_equal_neurons_the_first_go_first():
-    ones = np.ones((2, 5), np.float32)
     np.testing.assert_array_equal(prune_neurons(ones, 0.6), [[0, 0, 0, 1, 1]] * 2)
 
 
@@ -129,15 +126,9 @@ def test_sparsity_0_changes_nothing_and_1_removes_everything(prune, kernel):
     assert not prune(kernel, 1).any()
 
 
-def pruned_by(method, kernels, sparsity, seed=0):
-    """Kernels pruned by a method at one sparsity."""
-    [pruned] = prune(kernels, method, [sparsity], np.random.default_rng(seed))
-    return pruned
-
-
 def removed_by(method, kernel, sparsity):
     """Where a method removes weights from a single kernel without zeros."""
-    [pruned] = pruned_by(method, [kernel], sparsity)
+    [pruned] = pruned_by(method, [kernel.reshape(-1, kernel.shape[-1])], sparsity)
     return pruned == 0
 
 
@@ -156,9 +147,8 @@ def test_a_random_baseline_removes_as_many_as_its_method(method, kernel, sparsit
     gone = removed_by(method, kernel, sparsity)
     units = kernel.shape[-1]
     if method.endswith("neuron"):
-        columns = gone.reshape(-1, units)
-        assert (columns.any(axis=0) == columns.all(axis=0)).all()
-        assert columns.all(axis=0).sum() == round(sparsity * units)
+        assert (gone.any(axis=0) == gone.all(axis=0)).all()
+        assert gone.all(axis=0).sum() == round(sparsity * units)
     else:
         assert gone.sum() == round(sparsity * kernel.size)
 
@@ -190,16 +180,6 @@ def test_global_pruning_can_empty_a_layer_and_breaks_ties_in_order():
         assert [np.count_nonzero(kernel == 0) for kernel in pruned] == counts
 
 
-@given(seed=st.integers(0, 99), sparsity=SPARSITIES)
-def test_global_pruning_is_a_threshold_over_all_layers(seed, sparsity):
-    """The rule of torch's `global_unstructured`: the round(s n) smallest of all n weights go."""
-    kernels = draw_kernels([5, 7, 4], np.random.default_rng(seed))
-    every = np.sort(np.concatenate([np.abs(kernel).ravel() for kernel in kernels]))
-    gone = every[: round(sparsity * every.size)]
-    for kernel, pruned in zip(kernels, pruned_by("global_weight", kernels, sparsity)):
-        np.testing.assert_array_equal(pruned, np.where(np.isin(np.abs(kernel), gone), 0, kernel))
-
-
 @given(
     sizes=st.lists(st.integers(2, 12), min_size=3, max_size=5),
     sparsity=SPARSITIES,
@@ -221,7 +201,7 @@ def test_matched_pruning_keeps_what_neuron_pruning_leaves_live_layer_by_layer(
 def test_pruning_leaves_the_kernels_alone(method):
     kernels = draw_kernels([5, 7, 4], np.random.default_rng(0))
     before = [kernel.copy() for kernel in kernels]
-    list(prune(kernels, method, [0.5, 1.0], np.random.default_rng(0)))
+    pruned_by(method, kernels, 0.5)
     for kernel, copy in zip(kernels, before):
         np.testing.assert_array_equal(kernel, copy)
 
@@ -240,12 +220,204 @@ def test_a_sparsity_that_is_no_fraction_is_refused(prune, sparsity):
 def test_what_is_no_kernel_is_refused(prune):
     with pytest.raises(ValueError, match=r"\[fan_in, units\], not \[3\]"):
         prune(np.ones(3), 0.5)
-    for weights in ([[1.0, np.nan]], [[1j]], [["a"]], [[None]]):
-        with pytest.raises(ValueError, match="finite real weights"):
+    for weights in ([[1j]], [["a"]], [[None]], np.ones((2, 2), ml_dtypes.bfloat16)):
+        with pytest.raises(ValueError, match="real weights, not .*; convert it to float32"):
             prune(np.array(weights), 0.5)
+    with pytest.raises(ValueError, match="finite weights"):
+        prune(np.array([[1.0, np.nan]]), 0.5)
 
 
 def test_the_magnitude_of_the_least_integer_does_not_overflow():
     kernel = np.array([[-128, 1, 2, 3]], np.int8)
     np.testing.assert_array_equal(prune_weights(kernel, 0.5), [[-128, 0, 0, 3]])
     np.testing.assert_array_equal(prune_neurons(kernel, 0.5), [[-128, 0, 0, 3]])
+
+
+# ------------------------------------------------------------------------------------ compaction
+
+SIZES = st.lists(st.integers(1, 12), min_size=3, max_size=6)
+
+
+def outputs(kernels, inputs):
+    """What a network of ReLU layers computes."""
+    for kernel in kernels[:-1]:
+        inputs = np.maximum(inputs @ kernel, 0)
+    return inputs @ kernels[-1]
+
+
+def assert_equivalent(kernels, inputs):
+    """Compaction changes no output by more than float32 rounding, and leaves its input alone."""
+    before = [kernel.copy() for kernel in kernels]
+    whole, small = outputs(kernels, inputs), outputs(compact(kernels), inputs)
+    np.testing.assert_allclose(small, whole, rtol=1e-4, atol=1e-5 * (1 + np.abs(whole).max()))
+    for kernel, copy in zip(kernels, before):
+        np.testing.assert_array_equal(kernel, copy)
+
+
+def test_a_unit_without_inputs_or_without_outputs_is_deleted():
+    first = np.array([[1.0, 0.0, 2.0, 3.0], [4.0, 0.0, 5.0, 6.0]])  # unit 1 has no inputs
+    second = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0], [5.0, 6.0]])  # unit 2 no outputs
+    small = compact([first, second])
+    np.testing.assert_array_equal(small[0], [[1, 3], [4, 6]])
+    np.testing.assert_array_equal(small[1], [[1, 2], [5, 6]])
+    assert [units.tolist() for units in live_units([first, second])] == [[0, 1], [0, 3], [0, 1]]
+
+
+def test_deletion_runs_through_the_layers_both_ways():
+    chain = np.eye(2)
+    cut = np.diag([1.0, 0.0])  # the second of two parallel paths is cut in the middle
+    for kernel in compact([np.ones((3, 2)), chain, cut, chain, np.ones((2, 4))])[1:-1]:
+        np.testing.assert_array_equal(kernel, [[1]])
+
+
+def test_inputs_and_outputs_stay_even_if_unused():
+    kernels = compact([np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([[1.0, 0.0], [1.0, 0.0]])])
+    assert [kernel.shape for kernel in kernels] == [(2, 2), (2, 2)]
+
+
+def test_where_no_path_is_left_every_layer_keeps_a_unit_without_weights():
+    for cut in range(3):
+        kernels = [np.ones((3, 4)), np.ones((4, 5)), np.ones((5, 2))]
+        kernels[cut] *= 0
+        small = compact(kernels)
+        assert [kernel.shape for kernel in small] == [(3, 1), (1, 1), (1, 2)]
+        assert not any(kernel.any() for kernel in small)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(deadline=None, max_examples=50)
+@given(sizes=SIZES, sparsity=SPARSITIES, seed=st.integers(0, 99))
+def test_a_compacted_network_computes_the_same_and_has_nothing_left_to_delete(
+    method, sizes, sparsity, seed
+):
+    rng = np.random.default_rng(seed)
+    *hidden, output = draw_kernels(sizes, rng)
+    kernels = [*pruned_by(method, hidden, sparsity, seed), output]
+    assert_equivalent(kernels, rng.normal(size=(7, sizes[0])).astype(np.float32))
+    small = compact(kernels)
+    assert [kernel.shape for kernel in compact(small)] == [kernel.shape for kernel in small]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([], r"consecutive layers: \[\]"),
+        ([(3, 4), (4,), (4, 2), (2,)], r"layers: \[\(3, 4\), \(4,\).* with hidden biases no unit"),
+        ([(3, 4), (4, 2), (2,)], "leave out the output bias"),
+        ([(3, 4), (5, 2)], r"of consecutive layers: \[\(3, 4\), \(5, 2\)\]"),
+    ],
+    ids=["nothing", "hidden-biases", "output-bias", "broken-chain"],
+)
+def test_what_cannot_be_compacted_is_refused(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        compact([np.ones(shape) for shape in shapes])
+
+
+# ----------------------------------------------------------------------------------------- refit
+
+RIDGE = 0.01
+
+
+def layer(seed=0, n=30, fan_in=8, units=5):
+    """A kernel, ReLU-like inputs of which one is always 0, and targets, in float64."""
+    rng = np.random.default_rng(seed)
+    inputs = np.maximum(rng.normal(size=(n, fan_in)), 0)
+    inputs[:, 3] = 0
+    return rng.normal(size=(fan_in, units)), inputs, rng.normal(size=(n, units))
+
+
+def solved(kernel, inputs, targets):
+    """The same as `refit` by a direct solution for each unit."""
+    penalty = RIDGE * np.sum(inputs**2) / np.count_nonzero(inputs.any(axis=0))
+    result = kernel.copy()
+    for unit in range(kernel.shape[1]):
+        kept = np.flatnonzero(kernel[:, unit])
+        x = inputs[:, kept]
+        errors = targets[:, unit] - x @ kernel[kept, unit]
+        result[kept, unit] += np.linalg.solve(x.T @ x + penalty * np.eye(len(kept)), x.T @ errors)
+    return result
+
+
+def objective(kernel, before, inputs, targets):
+    """What `refit` minimizes, for each unit."""
+    penalty = RIDGE * np.sum(inputs**2) / np.count_nonzero(inputs.any(axis=0))
+    errors = np.sum((inputs @ kernel - targets) ** 2, axis=0)
+    return errors + penalty * np.sum((kernel - before) ** 2, axis=0)
+
+
+@pytest.mark.parametrize(
+    "prune",
+    [
+        lambda kernel: kernel,
+        lambda kernel: prune_weights(kernel, 0.6),
+        lambda kernel: prune_neurons(kernel, 0.4),
+        lambda kernel: prune_weights(kernel, 1),
+    ],
+    ids=["dense", "weights", "neurons", "nothing-left"],
+)
+def test_refit_is_the_least_squares_solution_on_the_weights_that_are_left(prune):
+    kernel, inputs, targets = layer()
+    pruned = prune(kernel)
+    result = refit(pruned, inputs, targets, steps=50, ridge=RIDGE)
+    np.testing.assert_allclose(result, solved(pruned, inputs, targets), atol=1e-12)
+    np.testing.assert_array_equal(result == 0, pruned == 0)
+
+
+@given(seed=st.integers(0, 99), sparsity=SPARSITIES)
+def test_every_step_of_refit_lowers_its_objective(seed, sparsity):
+    kernel, inputs, targets = layer(seed)
+    pruned = prune_weights(kernel, sparsity)
+    last = objective(pruned, pruned, inputs, targets)
+    for steps in range(1, 10):
+        result = refit(pruned, inputs, targets, steps=steps, ridge=RIDGE)
+        now = objective(result, pruned, inputs, targets)
+        assert (now <= last + 1e-9).all()
+        last = now
+
+
+def test_refit_changes_no_kernel_that_computes_its_targets():
+    kernel, inputs, _ = (array.astype(np.float32) for array in layer())
+    np.testing.assert_array_equal(refit(kernel, inputs, inputs @ kernel), kernel)
+
+
+def test_refit_leaves_weights_on_inputs_that_are_always_0_and_its_arguments_alone():
+    kernel, inputs, targets = arguments = layer()
+    before = [array.copy() for array in arguments]
+    result = refit(kernel, inputs, targets)
+    np.testing.assert_array_equal(result[3], kernel[3])
+    assert (result != kernel).sum() == kernel.size - kernel.shape[1]
+    for array, copy in zip(arguments, before):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_refit_of_float32_is_float32_and_reads_unsigned_bytes():
+    kernel, inputs, targets = layer()
+    pixels = np.round(100 * inputs).astype(np.uint8)
+    result = refit(kernel.astype(np.float32), pixels, targets.astype(np.float32), steps=40)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(
+        result, refit(kernel, pixels, targets, steps=40), rtol=1e-2, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(8,), (30, 8), (30, 5)],
+        [(8, 5), (30, 7), (30, 5)],
+        [(8, 5), (30, 8), (30, 4)],
+        [(8, 5), (29, 8), (30, 5)],
+        [(8, 5), (0, 8), (0, 5)],
+    ],
+)
+def test_what_cannot_be_refit_is_refused(shapes):
+    with pytest.raises(ValueError, match=r"not a kernel \[fan_in, units\], inputs \[n, fan_in\]"):
+        refit(*(np.ones(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_refit_refuses_values_that_are_not_finite(which):
+    arguments = list(layer())
+    arguments[which][0, 0] = np.inf
+    with pytest.raises(ValueError, match="must be finite"):
+        refit(*arguments)

@@ -6,14 +6,16 @@ import numpy as np
 import pandas
 import pytest
 import tensorflow as tf
-from conftest import PLOTS, ROOT
+from conftest import ROOT
 from scipy import stats
 
-from network_pruning import SPARSITIES, load_dataset
+from network_pruning import COLUMNS, SPARSITIES, load_dataset
 
 README = (ROOT / "README.md").read_text()
+PLOTS = ROOT / "plots"
 DATASETS = ("mnist", "fashion_mnist")
-ORIGINAL = {  # test accuracy of one run of the original's own script, at SPARSITIES
+LEVELS = (0, *SPARSITIES)
+ORIGINAL = {  # test accuracy of one run of the original's own script, at LEVELS
     ("mnist", "weight"): ".979 .980 .981 .981 .980 .979 .955 .533 .196 .097",
     ("mnist", "neuron"): ".979 .980 .977 .974 .967 .923 .270 .097 .097 .097",
     ("fashion_mnist", "weight"): ".886 .886 .887 .887 .882 .867 .737 .421 .256 .106",
@@ -84,7 +86,7 @@ def results_table(name):
     heads = ["sparsity", "weights", "neurons", "matched weights", "random weights"]
     heads += ["random neurons", "weights, retrained", "neurons, retrained", "from scratch"]
     rows = []
-    for sparsity in SPARSITIES:
+    for sparsity in LEVELS:
         cells = [cell(name, method, sparsity) for method in ONE_SHOT]
         cells += [cell(name, m, sparsity, epochs=1) for m in ("weight", "neuron", "scratch")]
         rows.append([f"{sparsity:g}", *cells, fast(name, "neuron", sparsity)])
@@ -101,7 +103,7 @@ def original_table():
     for sparsity in SLOPE:
         rows.append([f"{sparsity:g}"])
         for name, method in ORIGINAL:
-            published = ORIGINAL[name, method].split()[SPARSITIES.index(sparsity)]
+            published = ORIGINAL[name, method].split()[LEVELS.index(sparsity)]
             rows[-1] += [published, cell(name, method, sparsity)]
     return markdown(heads, rows)
 
@@ -285,14 +287,40 @@ def test_the_snippet_prunes_a_model_with_convolutions_normalization_and_a_softma
     assert np.isfinite(model(np.ones((2, 8, 8, 1), np.float32))).all()
 
 
+def test_the_snippet_for_refitting_recovers_what_pruning_breaks(capsys):
+    keras = tf.keras
+    digits = load_dataset("digits", None)
+    images, labels = digits.train_images.numpy(), digits.train_targets.numpy().argmax(axis=1)
+    keras.utils.set_random_seed(0)
+    hidden = [keras.layers.Dense(units, "relu") for units in (300, 100)]
+    model = keras.Sequential(
+        [keras.Input([64]), *hidden, keras.layers.Dropout(0.1), keras.layers.Dense(10, "softmax")]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(images, labels, epochs=10, verbose=0)
+    before = [layer.get_weights() for layer in hidden]
+    test = (digits.test_images, digits.test_labels)
+    dense = model.evaluate(*test, verbose=0)[1]
+    names = {"model": model, "images": images, "test_images": test[0], "test_labels": test[1]}
+    exec(snippet("import keras"), names)
+    assert model.evaluate(*test, verbose=0)[1] > dense - 0.03
+    for layer, (kernel, bias) in zip(hidden, before):
+        pruned, same = layer.get_weights()
+        assert np.count_nonzero(pruned == 0) == round(0.9 * kernel.size)
+        np.testing.assert_array_equal(same, bias)
+        layer.set_weights([np.where(pruned == 0, 0, kernel), bias])
+    assert model.evaluate(*test, verbose=0)[1] < dense - 0.1  # without refitting
+    assert capsys.readouterr().out.count("accuracy") >= 2
+
+
 def test_the_readme_lists_every_option_and_column():
     source = (ROOT / "network_pruning.py").read_text()
     for option in re.findall(r'add\("(--[\w-]+)"', source):
         assert f"`{option}" in README, option
-    for column in RESULTS["", "mnist"].columns:
+    for column in COLUMNS:
         assert f"`{column}`" in README, column
 
 
 def test_67_pixels_of_mnist_are_always_0(real_data):
     images = load_dataset("mnist", real_data).train_images
-    assert (images.max(axis=0) == 0).sum() == 67
+    assert np.count_nonzero(np.max(images, axis=0) == 0) == 67
