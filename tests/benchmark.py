@@ -1,4 +1,4 @@
-"""How long training, retraining, a sweep and the whole job take, beside their peers.
+"""How long training, refitting, a sweep and the whole job take, beside their peers.
 
     python tests/benchmark.py --data-dir DIR
 
@@ -17,20 +17,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import network_pruning as project
 
-PLAIN = "--plain" in sys.argv  # has to be known before TensorFlow starts
-if PLAIN:
-    import tensorflow
-
-    project.tf, DEVICE = tensorflow, "TensorFlow's own settings"
-else:
-    DEVICE = project.configure_tensorflow()
+DEVICE = project.configure_tensorflow()
 
 import tensorflow as tf
 
@@ -45,12 +38,12 @@ MASKED = 0.9  # that of the weight-pruned one
 
 def dense_network():
     """Draw an untrained network."""
-    return project.initial_network(SIZES, RNG)
+    return project.new_network(SIZES, RNG)
 
 
 def tensors(network):
     """Copy the kernels of a network to the device."""
-    return [tf.constant(kernel) for kernel in network[:-1]]
+    return [tf.constant(kernel) for kernel in network.kernels]
 
 
 def timed(work):
@@ -92,35 +85,51 @@ def products(batches):
 def updates(batches):
     """Return work that does the fused Adam updates of training on batches, and nothing else."""
     network = dense_network()
-    parameters = [project.trainable(values) for values in network]
-    gradients = [0.01 * variable for variable, *_ in parameters]
+    variables = [tf.Variable(values) for values in (*network.kernels, network.bias)]
+    gradients = [0.01 * variable for variable in variables]
+    adam = tf.compat.v1.train.AdamOptimizer(project.LEARNING_RATE)
 
     @tf.function
     def loop(batches):
-        for number in tf.range(batches):
-            steps = tf.cast(number + 1, tf.float32)
-            for parameter, gradient in zip(parameters, gradients):
-                project.apply_adam(*parameter, gradient, steps, project.LEARNING_RATE)
-        return parameters[0][0][0, 0]
+        for _ in tf.range(batches):
+            adam.apply_gradients(zip(gradients, variables))
+        return variables[0][0, 0]
 
     return lambda: loop(tf.constant(batches)).numpy()
 
 
+def train(network, data, batches, epochs):
+    """Train a network on some batches as the script does."""
+    images = data.train_images[: batches * project.BATCH_SIZE]
+    targets = data.train_targets[: batches * project.BATCH_SIZE]
+    rate = project.LEARNING_RATE
+    return project.train(network, images, targets, epochs, project.BATCH_SIZE, rate, RNG)
+
+
 def this_project(batches, data, network):
-    """Return work that trains a network on batches as `network_pruning.train` does."""
-    parameters = [project.trainable(values) for values in network]
-    order = tf.constant(RNG.permutation(len(data.train_images))[: batches * project.BATCH_SIZE])
-    settings = tf.constant(project.BATCH_SIZE), tf.constant(project.LEARNING_RATE)
-    steps, train = tf.Variable(0.0), project.compiled(project.train_epoch)
-    images, labels = data.train_images, data.train_labels
-    return lambda: train(parameters, steps, images, labels, order, *settings).numpy()
+    """Return work that trains on batches, with its share of tracing in a training of all epochs."""
+    epochs = len(data.train_images) * project.EPOCHS // (batches * project.BATCH_SIZE)
+
+    def work():
+        first = timed(lambda: train(network, data, batches, 1))
+        both = timed(lambda: train(network, data, batches, 2))
+        return (both - first) + (2 * first - both) / epochs
+
+    return work
 
 
 def pruned_network(method, sparsity):
     """Prune an untrained network and compact it."""
-    *hidden, output, bias = dense_network()
-    [pruned] = project.prune(hidden, method, [sparsity], RNG)
-    return [*project.compact([*pruned, output]), bias]
+    dense = dense_network()
+    rank, count = project.METHODS[method]
+    ranks = rank(dense.hidden, RNG)
+    hidden = map(project.zero_lowest, dense.hidden, ranks, count(dense.hidden, ranks, sparsity))
+    return dense._replace(kernels=project.compact([*hidden, dense.kernels[-1]]))
+
+
+def labels(data):
+    """Labels of the training set."""
+    return data.train_targets.numpy().argmax(axis=1)
 
 
 def keras_fit(batches, data):
@@ -129,19 +138,19 @@ def keras_fit(batches, data):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(project.LEARNING_RATE), loss)
     some = batches * project.BATCH_SIZE
-    pixels, classes = data.train_images.numpy()[:some], data.train_labels.numpy()[:some]
+    pixels, classes = data.train_images.numpy()[:some], labels(data)[:some]
     return lambda: model.fit(pixels, classes, batch_size=project.BATCH_SIZE, verbose=0)
 
 
 def original(data):
     """Return how scripts of 2019 train on batches and evaluate: a graph, fed batch by batch."""
     v1 = tf.compat.v1
-    pixels, classes = data.train_images.numpy(), data.train_labels.numpy()
+    pixels, classes = data.train_images.numpy(), labels(data)
     with tf.Graph().as_default():
         inputs = v1.placeholder(tf.float32, [None, SIZES[0]])
         targets = v1.placeholder(tf.int64, [None])
-        kernels = [tf.Variable(kernel) for kernel in dense_network()[:-1]]
-        logits = project.unbiased_logits(kernels, inputs) + tf.Variable(tf.zeros(SIZES[-1]))
+        kernels = [tf.Variable(kernel) for kernel in dense_network().kernels]
+        logits = project.logits(project.Network(kernels, tf.Variable(tf.zeros(SIZES[-1]))), inputs)
         loss = v1.losses.sparse_softmax_cross_entropy(targets, logits)
         step = v1.train.AdamOptimizer(project.LEARNING_RATE).minimize(loss)
         session = v1.Session()
@@ -166,7 +175,7 @@ def pytorch(batches, data):
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pixels = torch.tensor(data.train_images.numpy(), device=device)
-    classes = torch.tensor(data.train_labels.numpy(), device=device)
+    classes = torch.tensor(labels(data), device=device)
     shapes = list(zip(SIZES, SIZES[1:]))
     layers = [torch.nn.Linear(*shape, bias=shape == shapes[-1]) for shape in shapes]
     activations = [torch.nn.ReLU() for _ in shapes]
@@ -188,23 +197,27 @@ def pytorch(batches, data):
 def benchmark_training(repeats, batches, data):
     """Print seconds per epoch and ratios to the floor, products and updates each on their own."""
     small = pruned_network("neuron", COMPACTED)
-    share = project.count_weights(small) / project.count_weights(dense_network())
+    weights = [sum(kernel.size for kernel in net.kernels) for net in (small, dense_network())]
     train_original, _ = original(data)
     works = {
-        "matrix products alone": products(batches),
-        "Adam updates alone": updates(batches),
+        "matrix products alone": clocked(products(batches)),
+        "Adam updates alone": clocked(updates(batches)),
         "this project": this_project(batches, data, dense_network()),
         "retraining, masked": this_project(batches, data, pruned_network("weight", MASKED)),
-        f"retraining, {share:.0%} of the size": this_project(batches, data, small),
-        "keras.Model.fit": keras_fit(batches, data),
-        "a TensorFlow 1 graph, fed": lambda: train_original(batches),
+        f"retraining, {weights[0] / weights[1]:.0%} of the size": this_project(
+            batches, data, small
+        ),
+        "keras.Model.fit": clocked(keras_fit(batches, data)),
+        "a TensorFlow 1 graph, fed": clocked(lambda: train_original(batches)),
     }
     if importlib.util.find_spec("torch"):
-        works["PyTorch, fused Adam"] = pytorch(batches, data)
+        works["PyTorch, fused Adam"] = clocked(pytorch(batches, data))
+    for method in ("weight", "neuron"):
+        works[f"refitting {method} {MASKED}"] = refitting(batches, data, method)
     for work in works.values():  # traces and warms up
         work()
-    epoch = len(data.train_labels) / (batches * project.BATCH_SIZE)
-    runs = [{name: epoch * timed(work) for name, work in works.items()} for _ in range(repeats)]
+    epoch = len(data.train_images) / (batches * project.BATCH_SIZE)
+    runs = [{name: epoch * work() for name, work in works.items()} for _ in range(repeats)]
     for run in runs:
         run["the floor: both"] = run["matrix products alone"] + run["Adam updates alone"]
     title = f"training, medians of {repeats}"
@@ -216,48 +229,57 @@ def benchmark_training(repeats, batches, data):
         print(f"{name:32}" + "".join(f"{cell:10.3f}" for cell in cells))
 
 
+def clocked(work):
+    """Return work that times other work."""
+    return lambda: timed(work)
+
+
+def refitting(batches, data, method):
+    """Return work that refits a pruned network; counted as if it were an epoch."""
+    dense = dense_network()
+    rank, count = project.METHODS[method]
+    ranks = rank(dense.hidden, RNG)
+    hidden = map(project.zero_lowest, dense.hidden, ranks, count(dense.hidden, ranks, MASKED))
+    kernels = [*hidden, dense.kernels[-1]]
+    pruned = dense._replace(kernels=project.compact(kernels))
+    images = data.train_images[: project.REFIT_IMAGES].numpy()
+    live = project.live_units(kernels)[1:]
+    targets = [
+        outputs[:, units] for outputs, units in zip(project.layer_outputs(dense, images), live)
+    ]
+    epoch = len(data.train_images) / (batches * project.BATCH_SIZE)
+
+    def work():
+        project.refit_output(pruned, images, targets)
+        project.refit_layers(pruned, images, targets)
+
+    return lambda: timed(work) / epoch
+
+
 # ----------------------------------------------------------------------------- sweep, sparse, job
 
 
-def trained_network(data):
-    """Train a network for one epoch."""
-    options = SimpleNamespace(batch_size=project.BATCH_SIZE, learning_rate=project.LEARNING_RATE)
-    images, labels = data.train_images, data.train_labels
-    return project.train(dense_network(), images, labels, 1, options, RNG)
-
-
-def sweep_seconds(network, data, levels):
-    """Time pruning a trained network by the default methods at these levels, and measuring it."""
+def sweep_seconds(network, data, changes):
+    """Time pruning a trained network by the default methods and measuring it."""
     original_train, project.train = project.train, lambda *_: network
-    options = project.parse_options([])
-    options.sparsities = levels
-
-    def sweep():
-        networks = project.make_networks(SIZES, data, options, 0)
-        project.measure_networks(networks, data)
-
-    seconds = timed(sweep)
+    options = project.parse_options(["--seeds", "0", *changes])
+    seconds = timed(lambda: project.run_seed(data, 0, options))
     project.train = original_train
     return seconds
 
 
 def benchmark_sweep(network, data):
-    """Print the time of a default sweep in dense passes, and how it grows with the levels."""
-    kernels = tensors(network)
+    """Print the time of a default sweep in dense passes, without and with refitting."""
 
     def one_pass():
-        project.compiled(project.unbiased_logits)(kernels, data.test_images)
-        tf.test.experimental.sync_devices()
+        project.logits(network, data.test_images).numpy()
 
     one_pass()
     dense = statistics.median(timed(one_pass) for _ in range(9))
-    whole = sweep_seconds(network, data, [float(level) for level in project.SPARSITIES])
-    print(f"\ndefault sweep: {whole:.1f} s, {whole / dense:.0f} dense passes of {dense:.3f} s")
-    small = SimpleNamespace(**data._asdict() | {"test_images": data.test_images[:500]})
-    small.test_labels = data.test_labels[:500]
-    ten, hundred = ([level / count for level in range(count)] for count in (10, 100))
-    ratio = sweep_seconds(network, small, hundred) / sweep_seconds(network, small, ten)
-    print(f"on 500 images, 100 levels take {ratio:.1f} times as long as 10")
+    for changes in (["--refit-images", "0"], []):
+        whole = sweep_seconds(network, data, changes)
+        name = " ".join(["sweep", *changes])
+        print(f"{name}: {whole:.1f} s, {whole / dense:.0f} dense passes of {dense:.3f} s")
 
 
 def benchmark_sparse(network, data, repeats=5):
@@ -267,7 +289,7 @@ def benchmark_sparse(network, data, repeats=5):
         columns, kernels = tf.transpose(images), tensors(network)
         print("\nspeed-up over the dense network if zeros are skipped, on the CPU:")
         for level in (0.9, 0.95, 0.97, 0.99):
-            hidden = [project.prune_weights(kernel, level).T for kernel in network[:-2]]
+            hidden = [project.prune_weights(kernel, level).T for kernel in network.hidden]
             sparse = [tf.sparse.from_dense(kernel) for kernel in hidden]
 
             def run_sparse(sparse=sparse):
@@ -278,31 +300,37 @@ def benchmark_sparse(network, data, repeats=5):
 
             run_sparse()
             ratios = [
-                timed(lambda: project.compiled(project.unbiased_logits)(kernels, images).numpy())
-                / timed(run_sparse)
+                timed(lambda: project.logits(network, images).numpy()) / timed(run_sparse)
                 for _ in range(repeats)
             ]
             print(f"  sparsity {level:g}: {statistics.median(ratios):.2f}x")
 
 
 def benchmark_job(data_dir):
-    """Print the time and the memory of the whole job at one run on both data sets."""
-    command = [sys.executable, project.__file__, "--runs", "1"]
+    """Print the time and the memory of the whole job with one seed on both data sets."""
+    command = [sys.executable, project.__file__, "--seeds", "0"]
     command += ["--data-dir", str(data_dir)] if data_dir else []
-    for methods in ([], ["--methods", "weight", "neuron"]):
+    seconds = {}
+    for changes in (
+        [],
+        ["--refit-images", "0"],
+        ["--refit-images", "0", "--methods", "weight", "neuron"],
+    ):
         with tempfile.TemporaryDirectory() as folder:
-            job = [*command, "--output-dir", folder, *methods]
-            seconds = timed(functools.partial(subprocess.run, job, check=True, capture_output=True))
-        print(f"--runs 1 {' '.join(methods)}: {seconds:.0f} s")
+            job = [*command, "--output-dir", folder, *changes]
+            run = functools.partial(subprocess.run, job, check=True, capture_output=True)
+            seconds[" ".join(changes)] = timed(run)
+        print(f"--seeds 0 {' '.join(changes)}: {list(seconds.values())[-1]:.0f} s")
+    print(f"with refitting over without: {seconds[''] / seconds['--refit-images 0']:.2f}")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"peak memory: {peak:.2f} GiB")
 
 
 def benchmark_original(data):
     """Print how long the original would take: training, and two methods at ten levels, twice."""
-    train, evaluate = original(data)
-    train(10)  # warms up
-    epoch = timed(lambda: train(len(data.train_labels) // project.BATCH_SIZE))
+    train_batches, evaluate = original(data)
+    train_batches(10)  # warms up
+    epoch = timed(lambda: train_batches(len(data.train_images) // project.BATCH_SIZE))
     seconds = 2 * (project.EPOCHS * epoch + 20 * timed(evaluate))
     print(f"\nthe original's training and 40 evaluations: {seconds:.0f} s, without its start")
 
@@ -313,13 +341,12 @@ def main():
     parser.add_argument("--data-dir", type=Path, help="as that of network_pruning.py")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batches", type=int, default=60, help="timed at once (default: 60)")
-    parser.add_argument("--plain", action="store_true", help="TensorFlow's own settings for all")
     options = parser.parse_args()
     print(f"{DEVICE}; TensorFlow {tf.__version__}, Keras {keras.__version__}\n")
     benchmark_job(options.data_dir)  # first: the peak of a process starts at its parent's size
-    data = project.on_device(project.load_dataset("mnist", options.data_dir))
+    data = project.load_dataset("mnist", options.data_dir)
     benchmark_training(options.repeats, options.batches, data)
-    network = trained_network(data)
+    network = train(dense_network(), data, len(data.train_images) // project.BATCH_SIZE, 1)
     benchmark_sweep(network, data)
     benchmark_sparse(network, data)
     benchmark_original(data)
