@@ -214,7 +214,7 @@ def test_a_failed_training_draws_nothing(run_main, tmp_path):
 def test_a_terminal_shows_seed_epoch_method_and_the_time_left(tmp_path):
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 30, 120, 0, 0))  # rows, columns
-    arguments = [*SHORT, "--seeds", 3, 5, "--epochs", 40]
+    arguments = [*SHORT, "--seeds", 3, 5, "--epochs", 12]
     process = subprocess.Popen(
         [sys.executable, SCRIPT, *map(str, arguments)],
         cwd=tmp_path,
@@ -234,7 +234,7 @@ def test_a_terminal_shows_seed_epoch_method_and_the_time_left(tmp_path):
     text = shown.decode()
     # the line of the whole job, with the time since its start and the time left
     assert re.search(r"digits, seed 5:  50%\|.*\| 1/2 \[\d\d:\d\d<\d\d:\d\d", text)
-    assert re.search(r"\| \d+/40 \[.*epoch", text) and re.search(r"\| 0/1 \[.*method", text)
+    assert re.search(r"\| \d+/12 \[.*epoch", text) and re.search(r"\| 0/1 \[.*method", text)
 
 
 class FullDisk(io.StringIO):

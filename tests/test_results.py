@@ -105,7 +105,7 @@ def test_saved_models_are_evaluated_by_keras_alone_as_the_csv_says(run_main, tmp
 
 
 def test_jobs_of_one_seed_each_merge_to_the_csv_of_one_job(run_command, run_main, tmp_path):
-    options = (*TINY, "--methods", "neuron", "random_neuron", "--retrain-epochs", 1)
+    options = (*TINY, "--methods", "neuron", "--retrain-epochs", 1)
     assert run_command(*options, "--seeds", 10, 2, 10, "--output-dir", "whole").returncode == 0
     for seed in (10, 2):
         assert run_main(*options, "--seeds", seed, "--output-dir", f"part{seed}").returncode == 0
