@@ -880,15 +880,19 @@ def draw_main(rows):
 
 def draw_analysis(rows):
     """Draw accuracy against sparsity after each repair, and against live weights; the speed-up."""
-    panels = [(title, repair, "kept", "test_accuracy") for repair, title in REPAIRS.items()]
-    panels.append(("as pruned, by live weights", "none", "live_fraction", "test_accuracy"))
-    panels.append(("speed", "none", "kept", "speedup"))
-    panels = [panel for panel in panels if curves(rows, panel[1])]
+    panels = []
+    for repair, title in REPAIRS.items():
+        methods = curves(rows, repair)
+        if methods:
+            panels.append((title, methods, "kept", "test_accuracy"))
+    one_shot = curves(rows, "none")
+    panels.append(("as pruned, by live weights", one_shot, "live_fraction", "test_accuracy"))
+    panels.append(("speed", one_shot, "kept", "speedup"))
     columns = math.ceil(len(panels) / 2)
     figure = new_figure(3.6 * columns, 7.5)
     axes = figure.subplots(2, columns).flatten()
-    for ax, (title, repair, x, y) in zip(axes, panels):
-        draw_panel(ax, curves(rows, repair), x, y)
+    for ax, (title, methods, x, y) in zip(axes, panels):
+        draw_panel(ax, methods, x, y)
         ax.set_title(title)
     for ax in axes[len(panels) :]:
         ax.remove()
@@ -1131,14 +1135,8 @@ def option_parser():
     add("--epochs", type=count, default=EPOCHS, help="epochs of training (%(default)s)")
     add("--batch-size", type=count, default=BATCH_SIZE, help="images per step (%(default)s)")
     add("--learning-rate", type=rate, default=LEARNING_RATE, help="rate of Adam (%(default)s)")
-    add("--save-models", action="store_true", help="save the first seed's neuron-pruned networks")
-    add(
-        "--merge",
-        nargs="+",
-        type=expanded,
-        metavar="CSV",
-        help="only merge CSV files and draw them",
-    )
+    add("--save-models", action="store_true", help="save the first seed's networks for Keras")
+    add("--merge", nargs="+", type=expanded, metavar="CSV", help="only merge CSV files and draw")
     return parser
 
 

@@ -40,12 +40,12 @@ def pruned_by(method, kernels, sparsity, seed=0):
 def run_command(tmp_path):
     """Run the script in a process of its own, in an empty folder and without a network."""
 
-    def run(*arguments, script=SCRIPT, **variables):
+    def run(*arguments, **variables):
         # a proxy that refuses every connection: downloads fail at once, on any machine
         proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
         environment = {**CLEAN, **proxies, "KERAS_HOME": str(tmp_path / "keras"), **variables}
         return subprocess.run(
-            [sys.executable, script, *map(str, arguments)],
+            [sys.executable, SCRIPT, *map(str, arguments)],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

@@ -173,7 +173,7 @@ def test_live_and_stored_weights_of_a_hand_worked_network():
     assert row["test_accuracy"] == 0.75  # as the bias says
 
 
-def test_no_bias_is_the_same_network_without_its_output_bias(run_main, tmp_path):
+def test_no_bias_is_the_same_network_without_its_output_bias():
     data = toy_data()
     table, models = run_seed(data, 0, recipe(refit_images=0))
     network = models["neuron-0.5"]._replace(bias=np.zeros(6, np.float32))
@@ -208,6 +208,3 @@ def test_sizes_are_timed_in_rounds_and_the_best_of_each_counts(monkeypatch):
     sizes = pandas.Series([wide, narrow, wide])
     assert network_pruning.time_sizes(sizes, None) == {wide: 3, narrow: 1}
     assert calls == [wide, narrow] * 3
-
-
-# ------------------------------------------------------------------------------------ reproduction
