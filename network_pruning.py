@@ -390,7 +390,7 @@ def refit_layers(network, images, targets):
 
 # --------------------------------------------------------------------------------- experiment
 # To add a method, add an entry to METHODS and one to STYLES. To add a repair, which is what is done
-# to a pruned network, add an entry to REPAIRS and its lines to `run_seed`.
+# to a pruned network, add an entry to REPAIRS, one to STYLES and its lines to `run_seed`.
 
 
 class Method(NamedTuple):
@@ -464,10 +464,9 @@ REPAIRS = {  # name: title in figures and tables
     "none": "as pruned",
     "no_bias": "without the output bias",
     "refit_output": "output layer refit",
-    "refit": "all layers refit",
+    "refit": "refit",
     "retrain": "retrained",
 }
-
 
 MEASURED = ["test_accuracy", "test_loss", "live_fraction", "stored_fraction"]
 
@@ -551,6 +550,7 @@ def run_seed(dataset, seed, options):
     new = new_network((pixels, *options.hidden_units, classes), rng("new dense"))
     dense = learn(new, options.epochs, "dense")
     record("dense", 0.0, "none", dense)
+    record("dense", 0.0, "no_bias", Network(dense.kernels, 0 * dense.bias))
     models = {"dense": dense}
     if retrain_epochs > 0:
         models["dense"] = learn(dense, retrain_epochs, "dense again")
@@ -789,7 +789,7 @@ def save_models(path, networks):
 
 
 BASELINE = dict(ls=":", lw=1, zorder=1.5)
-STYLES = {  # as for Axes.plot
+STYLES = {  # of methods and repairs, as for Axes.plot
     "weight": dict(label="weights, by magnitude", color="#00508f", marker="o"),
     "neuron": dict(label="neurons, by L2 norm", color="#e07b00", marker="s", ls="--"),
     "matched_weight": dict(label="weights, matched to neurons", color="#45a5e0", marker="^"),
@@ -797,18 +797,24 @@ STYLES = {  # as for Axes.plot
     "random_weight": dict(BASELINE, label="random weights", color="#707070", marker="o"),
     "random_neuron": dict(BASELINE, label="random neurons", color="#a0a0a0", marker="s"),
     "scratch": dict(label="small networks from scratch", color="#2a8000", marker="v", ls="-."),
+    # repairs, the stronger the darker
+    "none": dict(label=REPAIRS["none"], color="#f0a030", marker="o"),
+    "no_bias": dict(label=REPAIRS["no_bias"], color="#e06040", marker="^", ls=":"),
+    "refit_output": dict(label=REPAIRS["refit_output"], color="#b04080", marker="D", ls="-."),
+    "refit": dict(label=REPAIRS["refit"], color="#5050b0", marker="s", ls="--"),
+    "retrain": dict(label=REPAIRS["retrain"], color="#101040", marker="v"),
 }
 
 
-def draw_panel(ax, methods, x, y):
-    """Draw column y against column x, a share: mean, spread and single seeds of each method.
+def draw_panel(ax, curves_by_name, x, y):
+    """Draw column y against column x, a share: mean, spread and single seeds of each curve.
 
-    methods: from `curves`.
+    curves_by_name: the rows of each method or repair in STYLES.
     """
-    for method, style in STYLES.items():
-        if method not in methods:
+    for name, style in STYLES.items():
+        if name not in curves_by_name:
             continue
-        curve = methods[method]
+        curve = curves_by_name[name]
         alive = curve.groupby("sparsity")["live_fraction"].transform("max") > 0
         curve = curve[alive]  # networks without weights tell nothing
         at = curve.pivot(index="sparsity", columns="seed", values=x)
@@ -822,7 +828,7 @@ def draw_panel(ax, methods, x, y):
         ax.plot(mean_at, mean, ms=4, **style)
     ax.grid(color="#dddddd", lw=0.6)
     ax.set_xscale("log")
-    least = min(curve.loc[curve[x] > 0, x].min() for curve in methods.values())
+    least = min(curve.loc[curve[x] > 0, x].min() for curve in curves_by_name.values())
     ax.set_xlim(1.2, np.clip(least, 0.001, 0.01) / 1.2)
     if x == "kept":
         set_log_ticks(ax.xaxis, lambda kept, position: f"{1 - kept:.6g}")
@@ -875,6 +881,24 @@ def draw_main(rows):
     whole.set_yticks(np.linspace(0, 1, 11))
     close.set(xlabel=None, ylabel="close-up", ylim=(reference - 0.05, reference + 0.01))
     add_texts(figure, "accuracy after one-shot pruning", rows)
+    return figure
+
+
+def draw_ladder(rows):
+    """Draw what each repair gives back, by live weights: of weights and of neurons, by default."""
+    repairs = {repair: curves(rows, repair) for repair in REPAIRS}
+    methods = [method for method in STYLES if method in repairs["none"]][:2]
+    figure = new_figure(7.2, 4.6)
+    axes = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for ax, method in zip(axes, methods):
+        steps = {repair: of[method] for repair, of in repairs.items() if method in of}
+        draw_panel(ax, steps, "live_fraction", "test_accuracy")
+        ax.set_title(STYLES[method]["label"])
+        ax.label_outer()
+    limits = max((ax.get_xlim() for ax in axes), key=lambda limits: limits[0] - limits[1])
+    for ax in axes:
+        ax.set_xlim(limits)
+    add_texts(figure, "what each repair gives back", rows)
     return figure
 
 
@@ -935,6 +959,7 @@ def draw_figures(path):
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         save_figure(path.with_name(f"{path.stem}.png"), draw_main(rows))
+        save_figure(path.with_name(f"{path.stem}-ladder.png"), draw_ladder(rows))
         save_figure(path.with_name(f"{path.stem}-analysis.png"), draw_analysis(rows))
 
 

@@ -22,7 +22,7 @@ import network_pruning
 from network_pruning import METHODS
 
 SHORT = (*TINY, "--methods", "weight", "--seeds", 0)
-ROWS = 5  # that SHORT makes: the dense network, and a pruned one in four states
+ROWS = 6  # that SHORT makes: the dense network in two states, and a pruned one in four states
 
 
 # ---------------------------------------------------------------------------------------- options

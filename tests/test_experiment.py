@@ -63,6 +63,7 @@ def test_a_run_measures_the_dense_network_and_every_method_sparsity_and_repair()
     repairs = ("none", "no_bias", "refit_output", "refit")
     assert list(rows) == [
         ("dense", 0, "none"),
+        ("dense", 0, "no_bias"),
         *((method, sparsity, repair) for method in METHODS for sparsity in (0.5, 1)
           for repair in repairs),
     ]  # fmt: skip

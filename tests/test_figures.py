@@ -13,6 +13,7 @@ from network_pruning import (
     accuracy_table,
     draw_analysis,
     draw_figures,
+    draw_ladder,
     draw_main,
 )
 
@@ -31,7 +32,9 @@ def accuracy(method, sparsity, seed, repair="none"):
 
 def make_rows(seeds=3, repairs=ONE_SHOT, levels=LEVELS, methods=METHODS, **changes):
     """A table as the script writes it, of networks that are twice as fast at each level."""
-    networks = [("dense", 0.0, repair) for repair in ("none", "retrain") if repair in repairs]
+    networks = [
+        ("dense", 0.0, repair) for repair in ("none", "no_bias", "retrain") if repair in repairs
+    ]
     networks += [(m, s, repair) for m in methods for s in levels for repair in repairs]
     rows = [
         {
@@ -140,7 +143,7 @@ def test_the_analysis_has_a_panel_for_each_repair_on_the_same_axes():
     drawn = panels(repairs=REPAIRS)
     assert list(drawn) == [*REPAIRS.values(), "as pruned, by live weights", "speed"]
     for repair, title in REPAIRS.items():
-        start = accuracy("dense", 0, 1, "retrain" if repair == "retrain" else "none")
+        start = accuracy("dense", 0, 1, repair)
         expected = [start, *(accuracy("neuron", s, 1, repair) for s in LEVELS)]
         np.testing.assert_allclose(curve(drawn[title], "neuron").get_ydata(), expected)
         assert drawn[title].get_ylim() == (0, 1.02)
@@ -152,6 +155,19 @@ def test_the_analysis_has_a_panel_for_each_repair_on_the_same_axes():
     assert labels(drawn["speed"].yaxis) == ["1x", "2x", "5x"]
 
 
+def test_the_ladder_draws_every_repair_of_weights_and_neurons_by_live_weights_on_the_same_axes():
+    weights, neurons = draw_ladder(make_rows(repairs=REPAIRS)).axes
+    for ax, method in ((weights, "weight"), (neurons, "neuron")):
+        assert ax.get_title() == STYLES[method]["label"]
+        for repair in REPAIRS:
+            line = curve(ax, repair)
+            np.testing.assert_allclose(line.get_xdata(), [1, 0.25, 0.01, 0.0001])
+            expected = [accuracy(method, s, 1, repair) for s in LEVELS]
+            np.testing.assert_allclose(line.get_ydata()[1:], expected)
+    assert weights.get_xlim() == neurons.get_xlim()
+    assert weights.get_ylim() == neurons.get_ylim()
+
+
 @pytest.mark.parametrize("repairs", [["none"], ["none", "no_bias"], ["none", "retrain"]])
 @pytest.mark.parametrize("method", METHODS)
 def test_panels_without_data_are_not_drawn(repairs, method):
@@ -159,15 +175,18 @@ def test_panels_without_data_are_not_drawn(repairs, method):
     assert len(drawn) == len(repairs) + 2
     for ax in [*drawn.values(), *draw_main(make_rows(methods=[method])).axes]:
         assert curve(ax, method)
+    [ladder] = draw_ladder(make_rows(repairs=repairs, methods=[method])).axes
+    drawn = {line.get_label() for line in ladder.lines}
+    assert {name for name in REPAIRS if REPAIRS[name] in drawn} == set(repairs)
 
 
 @pytest.mark.parametrize("levels", [(0.1,), (0.25, 0.3, 0.35), (0.5, 1), (0.5, 0.9999, 1)])
 def test_every_axis_is_labelled_with_plain_numbers(levels):
     rows = make_rows(levels=levels)
-    figures = (draw_main(rows), draw_analysis(rows))
+    figures = (draw_main(rows), draw_analysis(rows), draw_ladder(rows))
     for figure in figures:
         figure.draw_without_rendering()
-    for ax in (figures[0].axes[1], *figures[1].axes):
+    for ax in (figures[0].axes[1], *figures[1].axes, figures[2].axes[0]):
         for axis in (ax.xaxis, ax.yaxis):
             shown = labels(axis)
             assert 0 < len(shown) < 12
@@ -180,7 +199,7 @@ def test_where_nothing_is_left_alive_no_line_is_drawn():
         assert len(curve(ax, "weight").get_xdata()) == 2
 
 
-@pytest.mark.parametrize("draw", [draw_main, draw_analysis])
+@pytest.mark.parametrize("draw", [draw_main, draw_ladder, draw_analysis])
 def test_no_text_runs_off_a_figure_even_of_a_deep_network(draw):
     deep = "-".join(["784"] + ["1000"] * 40 + ["10"])
     device = "CPU, " + "a processor with a long name " * 3
@@ -212,4 +231,4 @@ def test_figures_do_not_depend_on_the_order_of_the_rows(tmp_path):
         draw_figures(tmp_path / "mnist.csv")
         pictures.append([path.read_bytes() for path in sorted(tmp_path.glob("*.png"))])
         random.Random(0).shuffle(rows)
-    assert pictures[0] == pictures[1] and len(pictures[0]) == 2
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 3

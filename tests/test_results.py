@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas
 import pytest
@@ -16,7 +17,7 @@ import network_pruning
 from network_pruning import COLUMNS, METHODS, SPARSITIES, load_dataset, replacing
 
 SHORT = (*TINY, "--methods", "neuron", "--seeds", 0)
-FILES = ["digits-analysis.png", "digits.csv", "digits.png"]
+FILES = ["digits-analysis.png", "digits-ladder.png", "digits.csv", "digits.png"]
 
 
 def files_in(folder):
@@ -51,6 +52,7 @@ def test_the_default_command_falls_back_to_digits_and_shows_what_pruning_does(
         for seed in range(3)
         for network in [
             ("dense", 0, "none"),
+            ("dense", 0, "no_bias"),
             *((m, s, repair) for m in methods for s in SPARSITIES for repair in repairs),
         ]
     ]
@@ -104,12 +106,16 @@ def test_saved_models_are_evaluated_by_keras_alone_as_the_csv_says(run_main, tmp
 # ---------------------------------------------------------------------------------------- merging
 
 
-def test_jobs_of_one_seed_each_merge_to_the_csv_of_one_job(run_command, run_main, tmp_path):
+def test_jobs_of_one_seed_side_by_side_merge_to_the_csv_of_one_job(run_command, run_main, tmp_path):
     options = (*TINY, "--methods", "neuron", "--retrain-epochs", 1)
-    assert run_command(*options, "--seeds", 10, 2, 10, "--output-dir", "whole").returncode == 0
-    for seed in (10, 2):
-        assert run_main(*options, "--seeds", seed, "--output-dir", f"part{seed}").returncode == 0
-    parts = ("part10/digits.csv", "part2/digits.csv")
+    assert run_main(*options, "--seeds", 10, 2, 10, "--output-dir", "whole").returncode == 0
+
+    def job(seed):
+        return run_command(*options, "--seeds", seed, "--output-dir", f"parts/{seed}")
+
+    with ThreadPoolExecutor() as side_by_side:
+        assert [done.returncode for done in side_by_side.map(job, (10, 2))] == [0, 0]
+    parts = ("parts/10/digits.csv", "parts/2/digits.csv")
     done = run_main("--merge", *parts, "--output-dir", "plots/all")
     assert done.stdout == "merged 2 seeds into plots/all/digits.csv\n"
     assert files_in(tmp_path / "plots" / "all") == FILES
@@ -315,5 +321,5 @@ def test_an_interrupted_command_ends_at_once_and_leaves_whole_files(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT and time.monotonic() - began < 5
     assert "network_pruning.py" not in errors
-    assert len(read_rows(csv)) % 5 == 0  # the dense network, and one in four states
+    assert len(read_rows(csv)) % 6 == 0  # the dense network in two states, and one in four
     assert png.read_bytes().endswith(b"IEND\xaeB`\x82")
