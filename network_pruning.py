@@ -16,12 +16,14 @@
 Trains dense ReLU networks, prunes them by weight magnitude and by the L2 norm of neurons, with
 random pruning as the baseline, repairs what is left, and plots the test accuracy.
 
-    python network_pruning.py             writes a CSV and two PNGs per data set to plots/
+    python network_pruning.py             writes a CSV and three PNGs per data set to plots/
     python network_pruning.py --help      lists the options
 
 The pruning functions are NumPy in, NumPy out:
 
     from network_pruning import prune_neurons, prune_weights, compact, refit
+
+Everything else needs `configure_tensorflow()` first.
 """
 
 import argparse
@@ -47,7 +49,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 SCRIPT = Path(__file__).name
-INSTALL = f"{sys.executable} -m pip install -r requirements.txt"
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+INSTALL = f"{sys.executable} -m pip install -r {REQUIREMENTS}"
 USE_CPU = "set the environment variable CUDA_VISIBLE_DEVICES=-1 to run on the CPU"
 
 try:
@@ -72,7 +75,7 @@ SEEDS = (0, 1, 2)  # one network per data set and seed
 SPARSITIES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)
 REFIT_IMAGES = 1000
 
-# chosen on 10,000 training images held out: 40 steps gain 1.1 points of accuracy at most
+# chosen on 10,000 held-out training images: 40 steps gain at most 1.1 points of accuracy
 REFIT_STEPS = 10
 REFIT_RIDGE = 0.01  # relative to the mean square of the inputs
 FAILED_LOSS = 100  # times the loss of chance, ln(classes); beyond it training did not recover
@@ -97,7 +100,7 @@ class UserError(Exception):
 
 # ------------------------------------------------------------------------------------ pruning
 # NumPy in, NumPy out. The weights or units of a kernel are ranked, the least important first;
-# every level of sparsity removes the head of the same ranking.
+# each sparsity removes the lowest-ranked ones.
 
 
 def prune_weights(kernel, sparsity):
@@ -124,7 +127,7 @@ def prune_neurons(kernel, sparsity):
     removes a superset of what a lower one removes. A removed unit that has a bias still outputs a
     constant: set its bias to 0 as well.
 
-    Arguments as those of `prune_weights`.
+    Arguments: as for `prune_weights`.
     """
     kernel = check_prunable(kernel, sparsity)
     return zero_lowest(kernel, rank(unit_norms(kernel)), count_removed(sparsity, kernel.shape[-1]))
@@ -163,22 +166,22 @@ def rank(scores):
 
 def count_removed(sparsity, size):
     """Return how many of `size` weights or units are removed at this sparsity."""
-    return round(float(sparsity) * size)  # a NumPy float16 would be too short to count with
+    return round(float(sparsity) * size)  # a NumPy float16 cannot count that far
 
 
-def zero_lowest(kernel, ranks, count):
-    """Return a copy of a kernel with the weights or units of ranks below `count` set to 0.
+def zero_lowest(kernel, ranks, cutoff):
+    """Return a copy of a kernel with the weights or units of ranks below `cutoff` set to 0.
 
     ranks: of the weights, in the shape of the kernel, or of the units, [units].
     """
-    return np.where(ranks >= count, kernel, kernel.dtype.type(0))
+    return np.where(ranks >= cutoff, kernel, kernel.dtype.type(0))
 
 
 def live_units(kernels):
-    """Return the indices of the live units of each layer, and of all inputs and all outputs.
+    """Return the indices of all inputs, of the live units of each hidden layer, and of all outputs.
 
-    A hidden unit is live if a path of weights other than 0 leads through it from an input to an
-    output. If no path is left at all, unit 0 of each hidden layer is returned, so that no layer is
+    A hidden unit is live if a path of nonzero weights leads through it from an input to an output.
+    If no path is left at all, unit 0 of each hidden layer is returned, so that no layer is
     empty. kernels: as for `compact`.
     """
     reached = [np.full(kernels[0].shape[0], True)]
@@ -195,20 +198,20 @@ def live_units(kernels):
 def compact(kernels):
     """Return the kernels of a smaller dense network that computes the same.
 
-    A unit that no input reaches through weights other than 0, or that reaches no output, is
-    deleted with its column and its row; inputs and outputs stay. That is exact for ReLU layers
-    without bias, where a unit without incoming weights outputs relu(0) = 0, and in training too,
-    if weights of 0 stay 0: the deleted ones would get no gradient.
+    A unit that no input reaches through nonzero weights, or that reaches no output, is deleted with
+    its column and its row; inputs and outputs stay. That is exact for ReLU layers without bias,
+    where a unit without incoming weights outputs relu(0) = 0, and in training too, as long as zero
+    weights stay zero: the deleted ones would get no gradient.
 
-    kernels: [fan_in, units] each, first to output, unchanged. If no path is left at all, every
-    hidden layer keeps one unit, and all weights are 0, since frameworks have no layers without
-    units. Raises ValueError unless the kernels have two dimensions and fit each other.
+    kernels: [fan_in, units] each, first to output; they are not modified. If no path is left at
+    all, every hidden layer keeps one unit, and all weights are 0, since frameworks have no layers
+    without units. Raises ValueError unless the kernels have two dimensions and fit each other.
     """
     kernels = [np.asarray(kernel) for kernel in kernels]
     shapes = [kernel.shape for kernel in kernels]
     chained = all(before[-1:] == after[:1] for before, after in zip(shapes, shapes[1:]))
     if {len(shape) for shape in shapes} != {2} or not chained:
-        advice = "leave out the output bias; with hidden biases no unit can be deleted exactly"
+        advice = "leave out the output bias; hidden layers with biases cannot be compacted"
         raise ValueError(f"not kernels [fan_in, units] of consecutive layers: {shapes}; {advice}")
     units = live_units(kernels)
     ends = zip(kernels, units, units[1:])
@@ -218,14 +221,14 @@ def compact(kernels):
 
 
 def refit(kernel, inputs, targets, steps=REFIT_STEPS, ridge=REFIT_RIDGE):
-    """Return a copy of a pruned kernel whose weights are refit, so that it computes the targets.
+    """Return a copy of a pruned kernel, its nonzero weights refit to come close to the targets.
 
-    Least squares for each unit, on its weights that are not 0: minimizes the sum of
+    Least squares for each unit, on its nonzero weights: minimizes the sum of
     (inputs @ kernel - targets)^2 and a ridge on the change of the weights, by conjugate gradients
     on the normal equations, scaled by their diagonal, for all units at once (Castellano, Fanelli
     and Pelillo 1997, "An Iterative Pruning Algorithm for Feedforward Neural Networks"; Meng et al.
-    2024, "ALPS"). Weights of 0 stay 0. Weights on inputs that are always 0 stay as they are, and so
-    does a kernel that already computes its targets.
+    2024, "ALPS"). Zero weights stay zero. Weights on inputs that are always 0 stay as they are, and
+    so does a kernel that already computes its targets.
 
     kernel: [fan_in, units]. inputs: [n, fan_in], what the layer receives in the pruned network.
     targets: [n, units], what it should compute before bias and activation, such as what it
@@ -328,7 +331,7 @@ def logits(network, images):
 
 
 def train(network, images, targets, epochs, batch_size, learning_rate, rng):
-    """Return a network trained further by Adam on softmax cross-entropy; weights of 0 stay 0.
+    """Return a network trained further by Adam on softmax cross-entropy; zero weights stay zero.
 
     Each training starts with new moments of Adam (Kingma and Ba 2015). An epoch is a permutation of
     the images, drawn from rng. images: tensor [n, pixels] of float32. targets: tensor [n, classes]
@@ -339,7 +342,7 @@ def train(network, images, targets, epochs, batch_size, learning_rate, rng):
     variables = [*trained.kernels, trained.bias]
     pruned = [i for i, kernel in enumerate(network.kernels) if not kernel.all()]
     masks = {i: tf.constant(network.kernels[i] != 0, tf.float32) for i in pruned}
-    # Adam of TensorFlow 1 is one fused operation per variable, that of Keras 3 a chain of them
+    # TensorFlow 1's Adam is faster: one fused operation per variable; Keras 3's is a chain of them
     adam = tf.compat.v1.train.AdamOptimizer(learning_rate)
 
     @tf.function
@@ -368,7 +371,7 @@ def train(network, images, targets, epochs, batch_size, learning_rate, rng):
 
 
 def refit_output(network, images, targets):
-    """Return a network whose output layer alone is refit; arguments as those of `refit_layers`."""
+    """Return a network whose output layer alone is refit; arguments: as for `refit_layers`."""
     inputs = layer_inputs(network, images)[-1].numpy()
     output = refit(network.kernels[-1], inputs, targets[-1])
     return network._replace(kernels=[*network.hidden, output])
@@ -396,8 +399,8 @@ def refit_layers(network, images, targets):
 class Method(NamedTuple):
     """How a method prunes the kernels of the hidden layers."""
 
-    ranks: Callable  # (kernels, rng) -> for each layer, ranks of its weights or units
-    counts: Callable  # (kernels, ranks, sparsity) -> for each layer, how many of the ranks go
+    rank: Callable  # (kernels, rng) -> for each layer, the ranks of its weights or units
+    cutoffs: Callable  # (kernels, ranks, sparsity) -> for each layer, the lowest rank that stays
 
 
 def rank_weights(kernels, rng):
@@ -442,7 +445,7 @@ def as_neurons(kernels, ranks, sparsity):
     """Keep as many weights in each layer as neuron pruning leaves live.
 
     Some of those kept may lead to units that reach nothing, or come from units that nothing
-    reaches, and so be dead themselves.
+    reaches, and so have no effect.
     """
     output = np.ones((kernels[-1].shape[1], 1))  # an output layer that every unit reaches
     *left, _ = compact([*(prune_neurons(kernel, sparsity) for kernel in kernels), output])
@@ -514,11 +517,11 @@ def run_seed(dataset, seed, options):
     """Run the experiment with one seed on a data set: train, prune, repair, measure.
 
     Returns a data frame with a row for each network and repair, and the dense and the neuron-pruned
-    networks by name, each as the last repair left it.
+    networks by name, each after its last repair.
     """
     rows = []
 
-    def rng(purpose):  # one for each purpose, so that no option changes what another draws
+    def rng_for(purpose):  # one for each purpose, so that no option changes what another draws
         return np.random.default_rng([seed, *purpose.encode()])
 
     def learn(network, epochs, name):
@@ -529,44 +532,44 @@ def run_seed(dataset, seed, options):
             epochs,
             options.batch_size,
             options.learning_rate,
-            rng(f"train {name}"),
+            rng_for(f"train {name}"),
         )
 
-    def record(method, sparsity, repair, network, features=None, images=0, epochs=0):
+    def record(method, sparsity, repair, network, features=None, refit_images=0, retrain_epochs=0):
         if features is None:  # what the output layer receives for the test images
             features = layer_inputs(network, dataset.test_images)[-1]
         row = {
             "method": method,
             "sparsity": sparsity,
             "repair": repair,
-            "refit_images": images,
-            "retrain_epochs": epochs,
+            "refit_images": refit_images,
+            "retrain_epochs": retrain_epochs,
         }
         rows.append(row | measure(network, features, dataset.test_labels))
 
     pixels = dataset.train_images.shape[1]
     classes = dataset.train_targets.shape[1]
     retrain_epochs = options.retrain_epochs
-    new = new_network((pixels, *options.hidden_units, classes), rng("new dense"))
+    new = new_network((pixels, *options.hidden_units, classes), rng_for("new dense"))
     dense = learn(new, options.epochs, "dense")
     record("dense", 0.0, "none", dense)
     record("dense", 0.0, "no_bias", Network(dense.kernels, 0 * dense.bias))
     models = {"dense": dense}
     if retrain_epochs > 0:
         models["dense"] = learn(dense, retrain_epochs, "dense again")
-        record("dense", 0.0, "retrain", models["dense"], epochs=retrain_epochs)
+        record("dense", 0.0, "retrain", models["dense"], retrain_epochs=retrain_epochs)
 
     refit_images = min(options.refit_images, len(dataset.train_images))
-    chosen = rng("refit images").choice(len(dataset.train_images), refit_images, replace=False)
+    chosen = rng_for("refit images").choice(len(dataset.train_images), refit_images, replace=False)
     images = tf.gather(dataset.train_images, chosen).numpy()
     dense_outputs = layer_outputs(dense, images)
 
     neuron_sizes = {}  # by sparsity
     for method in progress(options.methods, unit="method"):
-        ranks = METHODS[method].ranks(dense.hidden, rng(f"prune {method}"))
+        ranks = METHODS[method].rank(dense.hidden, rng_for(f"prune {method}"))
         for sparsity in options.sparsities:
-            counts = METHODS[method].counts(dense.hidden, ranks, sparsity)
-            kernels = list(map(zero_lowest, dense.hidden, ranks, counts))
+            cutoffs = METHODS[method].cutoffs(dense.hidden, ranks, sparsity)
+            kernels = list(map(zero_lowest, dense.hidden, ranks, cutoffs))
             kernels.append(dense.kernels[-1])
             pruned = Network(compact(kernels), dense.bias)
             features = layer_inputs(pruned, dataset.test_images)[-1]
@@ -574,24 +577,26 @@ def run_seed(dataset, seed, options):
             record(method, sparsity, "no_bias", Network(pruned.kernels, 0 * dense.bias), features)
             last = pruned
             if refit_images > 0:
-                units = live_units(kernels)[1:]
-                wanted = [layer[:, live] for layer, live in zip(dense_outputs, units)]
+                live = live_units(kernels)[1:]
+                wanted = [outputs[:, units] for outputs, units in zip(dense_outputs, live)]
                 last = refit_output(pruned, images, wanted)
-                record(method, sparsity, "refit_output", last, features, images=refit_images)
+                record(method, sparsity, "refit_output", last, features, refit_images)
                 last = refit_layers(pruned, images, wanted)
-                record(method, sparsity, "refit", last, images=refit_images)
+                record(method, sparsity, "refit", last, refit_images=refit_images)
             if retrain_epochs > 0:
                 last = learn(pruned, retrain_epochs, f"{method} {sparsity}")
-                record(method, sparsity, "retrain", last, epochs=retrain_epochs)
+                record(method, sparsity, "retrain", last, retrain_epochs=retrain_epochs)
             if method == "neuron":
                 neuron_sizes[sparsity] = pruned.sizes
                 models[f"neuron-{sparsity}"] = last
 
-    if retrain_epochs > 0:  # a control: new networks of the sizes of neuron-pruned ones
+    # A control: new networks of the sizes of neuron-pruned ones, trained for as many epochs in all.
+    # They count as retrained, to be drawn beside those.
+    if retrain_epochs > 0:
         for sparsity, sizes in progress(neuron_sizes.items(), unit="network"):
-            new = new_network(sizes, rng(f"new scratch {sparsity}"))
+            new = new_network(sizes, rng_for(f"new scratch {sparsity}"))
             scratch = learn(new, options.epochs + retrain_epochs, f"scratch {sparsity}")
-            record("scratch", sparsity, "retrain", scratch, epochs=retrain_epochs)
+            record("scratch", sparsity, "retrain", scratch, retrain_epochs=retrain_epochs)
 
     return tabulate(rows, dataset, seed, options), models
 
@@ -641,14 +646,14 @@ COLUMNS = {  # of the CSV, with their types; the README says what they mean
     "versions": str,
 }
 KEY = ["dataset", "seed", "method", "sparsity", "repair"]  # which network a row is about
-NAME = r"\w[\w. -]*"  # of a data set, which names its files
+DATASET_NAME = r"\w[\w. -]*"  # also a file name, so without path separators
 
 
 @contextlib.contextmanager
 def replacing(path):
     """Yield a path to write to, whose file then atomically replaces `path`.
 
-    Raises UserError if it cannot be written; the file at `path` is then the earlier one.
+    Raises UserError if it cannot be written; an earlier file is then left as it was.
     """
     try:
         # a folder of its own: another process may be writing the same file
@@ -667,7 +672,7 @@ def write_results(path, rows):
 
 
 def read_results(path):
-    """Read the rows of a CSV file as text, so that they can be written again to the byte.
+    """Read the rows of a CSV file as text, so that writing them again gives the same bytes.
 
     Raises UserError if it is not a file of this script.
     """
@@ -676,8 +681,11 @@ def read_results(path):
     try:
         with open(path, encoding="utf-8") as file:
             rows = pandas.read_csv(file, dtype=str, keep_default_na=False)
+        if not set(COLUMNS) <= set(rows.columns):
+            raise ValueError("columns are missing")
         rows.astype(COLUMNS)
-        if not rows["dataset"].str.fullmatch(NAME).all() or "dense" not in set(rows["method"]):
+        named = rows["dataset"].str.fullmatch(DATASET_NAME).all()
+        if not named or "dense" not in set(rows["method"]):
             raise ValueError("it lacks a dense network or the name of the data set")
     except (LookupError, ValueError) as error:
         raise UserError(f"{path} is not a CSV file of this script: {error}") from error
@@ -685,15 +693,14 @@ def read_results(path):
 
 
 def check_seeds(path, seeds):
-    """Raise UserError if a CSV file has results of other seeds, which writing it would lose."""
-    import pandas
+    """Raise UserError if writing results of these seeds to a CSV file would lose those of others.
 
+    The file is replaced after the first seed: an interrupted job loses what it had of later ones.
+    """
     try:
-        lost = set(pandas.read_csv(path, usecols=["seed"], dtype=int)["seed"]) - set(seeds)
+        lost = set(read_results(path)["seed"].astype(int)) - set(seeds)
     except FileNotFoundError:
         return
-    except ValueError as error:
-        raise UserError(f"{path} is not a CSV file of this script; move it") from error
     if lost:
         named = " ".join(map(str, sorted(lost)))
         advice = "add them to --seeds, or pass another --output-dir and --merge the files later"
@@ -703,8 +710,8 @@ def check_seeds(path, seeds):
 def merge_results(paths):
     """Read CSV files and return their rows as text, sorted by seed.
 
-    A network that several files have counts once. Raises UserError if files disagree on what was
-    measured, other than times, or if their networks were not made by the same recipe.
+    Rows about the same network and repair are kept once. Raises UserError if files disagree on what
+    was measured, other than times, or if their networks were not made by the same recipe.
     """
     import pandas
 
@@ -733,9 +740,9 @@ def check_agreement(rows, same, agree):
 
 
 def curves(rows, repair):
-    """Return the rows of each method in a repair, by method.
+    """Return the rows of each method after a repair, by method.
 
-    Each curve begins with the dense network: in the same repair if it has been, else as trained.
+    Each curve begins with the dense network: after the same repair, or else as trained.
     """
     import pandas
 
@@ -784,8 +791,8 @@ def save_models(path, networks):
 
 
 # ------------------------------------------------------------------------------------ figures
-# Drawn from the CSV alone. Blue and orange differ in hue for every kind of colour vision and in
-# lightness when printed in grey; the random baselines are thin and lie behind.
+# Drawn from the CSV alone. Blue and orange differ for most kinds of colour vision, and in lightness
+# when printed in grey; the random baselines are thin and lie behind.
 
 
 BASELINE = dict(ls=":", lw=1, zorder=1.5)
@@ -816,7 +823,7 @@ def draw_panel(ax, curves_by_name, x, y):
             continue
         curve = curves_by_name[name]
         alive = curve.groupby("sparsity")["live_fraction"].transform("max") > 0
-        curve = curve[alive]  # networks without weights tell nothing
+        curve = curve[alive]  # not where nothing is left in any network
         at = curve.pivot(index="sparsity", columns="seed", values=x)
         values = curve.pivot(index="sparsity", columns="seed", values=y)
         mean_at = at.mean(axis=1)
@@ -870,7 +877,7 @@ def draw_main(rows):
     close, whole = figure.subplots(2, sharex=True, height_ratios=(2, 5))
     methods = curves(rows, "none")
     if len(methods) > 1:
-        methods.pop("matched_weight", None)  # for the analysis
+        methods.pop("matched_weight", None)  # needs an explanation; the analysis shows it
     dense = rows[(rows["method"] == "dense") & (rows["repair"] == "none")]
     reference = dense["test_accuracy"].mean()
     chance = 1 / int(dense["layer_sizes"].iloc[0].rpartition("-")[2])
@@ -885,7 +892,7 @@ def draw_main(rows):
 
 
 def draw_ladder(rows):
-    """Draw what each repair gives back, by live weights: of weights and of neurons, by default."""
+    """Draw accuracy after each repair against live weights: a panel for the first two methods."""
     repairs = {repair: curves(rows, repair) for repair in REPAIRS}
     methods = [method for method in STYLES if method in repairs["none"]][:2]
     figure = new_figure(7.2, 4.6)
@@ -1057,7 +1064,7 @@ def read_idx(path):
 
 
 def download(name):
-    """Load the arrays of a data set by keras.datasets, which downloads it once and caches it."""
+    """Load the arrays of a data set with keras.datasets, which downloads and caches it."""
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
@@ -1099,11 +1106,10 @@ def prepare(name, arrays, sources):
         raise UserError(f"not images [n, height, width], not all black, and n labels: {shapes}")
     classes, train_classes = np.unique(train_labels, return_inverse=True)
     unknown = np.setdiff1d(test_labels, classes)
-    if unknown.size > 0 or classes.size < 2:
-        raise UserError(
-            f"labels do not fit: {sources[1]} has {classes.tolist()}, of which two are needed, and "
-            f"{sources[3]} has others, {unknown.tolist()}"
-        )
+    if classes.size < 2:
+        raise UserError(f"{sources[1]} has one class, {classes.tolist()}; two or more are needed")
+    if unknown.size > 0:
+        raise UserError(f"{sources[3]} has labels that {sources[1]} lacks: {unknown.tolist()}")
     brightest = float(train_images.max())
 
     def scaled(images):
@@ -1131,7 +1137,7 @@ def between(kind, low, high):
 
 
 def expanded(text):
-    """Return the path that a text names; ~ is the home folder."""
+    """Return the path that a text names; shells leave ~ alone in --option=~/folder."""
     return Path(os.path.expanduser(text))
 
 
@@ -1147,14 +1153,14 @@ def option_parser():
     rate = between(float, 1e-6, 1e6)
     natural = between(int, 0, 2**31 - 1)
     count = between(int, 1, 2**31 - 1)
-    methods = f"of {' '.join(METHODS)} ({' '.join(DEFAULT_METHODS)})"
+    methods = f"of pruning: {' '.join(METHODS)} ({' '.join(DEFAULT_METHODS)})"
     add("--datasets", nargs="+", help=f"({' '.join(TITLES)}), {BUNDLED}, or folders in --data-dir")
     add("--data-dir", type=expanded, help="read IDX files from a folder with a folder per data set")
     add("--output-dir", type=expanded, default="plots", help="folder to write to (%(default)s)")
     add("--methods", nargs="+", choices=METHODS, default=DEFAULT_METHODS, metavar="M", help=methods)
     add("--sparsities", nargs="+", type=fraction, default=SPARSITIES, help="fractions %(default)s")
     add("--refit-images", type=natural, default=REFIT_IMAGES, help="0: no refit (%(default)s)")
-    add("--retrain-epochs", type=natural, default=0, help="epochs after pruning (%(default)s)")
+    add("--retrain-epochs", type=natural, default=0, help="after pruning; 0: none (%(default)s)")
     add("--seeds", nargs="+", type=natural, default=SEEDS, help="one network each %(default)s")
     add("--hidden-units", nargs="+", type=count, default=HIDDEN_UNITS, help="sizes %(default)s")
     add("--epochs", type=count, default=EPOCHS, help="epochs of training (%(default)s)")
@@ -1173,12 +1179,12 @@ def parse_options(arguments):
     options.methods = list(dict.fromkeys(options.methods))
     options.sparsities = sorted(set(options.sparsities) - {0})
     if not options.sparsities:
-        parser.error("--sparsities needs one above 0, which is the dense network")
+        parser.error("--sparsities needs one above 0; the dense network is always measured")
     if options.save_models and "neuron" not in options.methods:
         parser.error("--save-models saves neuron-pruned networks: add neuron to --methods")
     for name in options.datasets or []:
         known = options.data_dir or name in (*TITLES, BUNDLED)
-        if not known or not re.fullmatch(NAME, name):
+        if not known or not re.fullmatch(DATASET_NAME, name):
             known_names = ", ".join([*TITLES, BUNDLED])
             parser.error(f"--datasets {name}: not {known_names}, nor a folder in --data-dir")
     return options
@@ -1203,7 +1209,7 @@ def configure_tensorflow():
     try:
         import keras
         import tensorflow as tf
-    except Exception as error:  # of any type: packages that do not fit each other raise all kinds
+    except Exception as error:  # incompatible packages raise exceptions of many types
         print(error, file=sys.stderr)
         raise UserError(f"TensorFlow cannot be imported; run {INSTALL}") from error
     tf.get_logger().setLevel("ERROR")  # it warns of tracing again, which every training needs
@@ -1229,7 +1235,7 @@ def cpu_name():
 
 
 def say(text):
-    """Print a line above the progress bar; raise UserError if standard output takes no more."""
+    """Print a line above the progress bar; raise UserError if standard output cannot be written."""
     try:
         with tqdm.external_write_mode():
             print(text, flush=True)
@@ -1259,7 +1265,6 @@ def run_dataset(dataset, options, device, bar):
         bar.update()
         accuracy = table["test_accuracy"][0]
         seconds = time.monotonic() - began
-        say(f"{dataset.name}, seed {seed}: dense test accuracy {accuracy:.4f}, {seconds:.0f} s")
         rows = pandas.concat(tables)
         try:
             write_results(path, rows)
@@ -1267,9 +1272,10 @@ def run_dataset(dataset, options, device, bar):
             if options.save_models:
                 save_models(path, models)
             written = True
-        except UserError as error:
-            print(error, file=sys.stderr)
+        except (UserError, OSError) as error:
+            tqdm.write(str(error), file=sys.stderr)
             written = False
+        say(f"{dataset.name}, seed {seed}: dense test accuracy {accuracy:.4f}, {seconds:.0f} s")
     best = "retrain" if options.retrain_epochs > 0 else "refit"
     for repair in ("none", best):
         if repair in set(rows["repair"]):
@@ -1292,11 +1298,11 @@ def run_job(options):
         say(f"device: {device}")
         unseen_gpu = device.startswith("CPU") and shutil.which("nvidia-smi")
         if unseen_gpu and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            say("TensorFlow does not see the NVIDIA GPU; README.md, On a GPU, says what to install")
+            say("TensorFlow does not see the NVIDIA GPU; README.md says what to install")
         with progress(total=len(datasets) * len(options.seeds), unit="seed") as bar:
             written = [run_dataset(dataset, options, device, bar) for dataset in datasets]
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        advice = f"pass a smaller --batch-size or smaller --hidden-units; on a GPU, {USE_CPU}"
+        advice = f"pass smaller --hidden-units, --refit-images or --batch-size; on a GPU, {USE_CPU}"
         raise UserError(f"out of memory on the {device}: {advice}") from error
     if not all(written):
         raise UserError("the last results could not be written")
@@ -1338,5 +1344,6 @@ if __name__ == "__main__":
     if not hasattr(sys, "ps1"):  # as in IPython, whose %run shares the process with the notebook
         # Ctrl-C ends the process at once; as a KeyboardInterrupt it may wait for TensorFlow
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.environ["MPLBACKEND"] = "agg"  # that of a notebook which starts this may be missing
+        # Matplotlib cannot be imported with an unknown backend, such as a notebook's
+        os.environ["MPLBACKEND"] = "agg"
     main()

@@ -121,9 +121,9 @@ def this_project(batches, data, network):
 
 def pruned_kernels(dense, method, sparsity):
     """Prune the hidden kernels of a network; return all kernels."""
-    ranks = project.METHODS[method].ranks(dense.hidden, RNG)
-    counts = project.METHODS[method].counts(dense.hidden, ranks, sparsity)
-    return [*map(project.zero_lowest, dense.hidden, ranks, counts), dense.kernels[-1]]
+    ranks = project.METHODS[method].rank(dense.hidden, RNG)
+    cutoffs = project.METHODS[method].cutoffs(dense.hidden, ranks, sparsity)
+    return [*map(project.zero_lowest, dense.hidden, ranks, cutoffs), dense.kernels[-1]]
 
 
 def pruned_network(method, sparsity):

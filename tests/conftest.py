@@ -32,8 +32,8 @@ def draw_kernels(sizes, rng):
 
 def pruned_by(method, kernels, sparsity, seed=0):
     """Kernels of hidden layers, pruned by a method."""
-    ranks = METHODS[method].ranks(kernels, np.random.default_rng(seed))
-    return list(map(zero_lowest, kernels, ranks, METHODS[method].counts(kernels, ranks, sparsity)))
+    ranks = METHODS[method].rank(kernels, np.random.default_rng(seed))
+    return list(map(zero_lowest, kernels, ranks, METHODS[method].cutoffs(kernels, ranks, sparsity)))
 
 
 @pytest.fixture

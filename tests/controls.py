@@ -122,10 +122,10 @@ def run_controls(dataset, other, seed):
     images, targets = dataset.train_images, dataset.train_targets
     dense = learn(dense, images, targets, project.EPOCHS, rng(seed, "train dense"))
     for method, sparsities in PRUNED.items():
-        ranks = project.METHODS[method].ranks(dense.hidden, rng(seed, f"prune {method}"))
+        ranks = project.METHODS[method].rank(dense.hidden, rng(seed, f"prune {method}"))
         for sparsity in sparsities:
-            counts = project.METHODS[method].counts(dense.hidden, ranks, sparsity)
-            hidden = map(project.zero_lowest, dense.hidden, ranks, counts)
+            cutoffs = project.METHODS[method].cutoffs(dense.hidden, ranks, sparsity)
+            hidden = map(project.zero_lowest, dense.hidden, ranks, cutoffs)
             kernels = [*hidden, dense.kernels[-1]]
             for control, count, epochs, network in repairs(dense, kernels, dataset, other, seed):
                 outputs = project.logits(network, dataset.test_images).numpy()

@@ -127,7 +127,7 @@ def test_a_package_that_cannot_be_imported_is_one_line_before_any_training(
 ):
     (tmp_path / f"{package}.py").write_text(f"raise {reason}")
     done = run_command(*SHORT, PYTHONPATH=str(tmp_path))
-    assert_one_line(done, f"run {sys.executable} -m pip install -r requirements.txt")
+    assert_one_line(done, f"run {sys.executable} -m pip install -r {ROOT / 'requirements.txt'}")
     assert reason.partition("'")[2].rstrip("')") in done.stderr
     assert "dense test accuracy" not in done.stdout
 
@@ -209,7 +209,7 @@ def test_out_of_memory_is_one_line(run_main, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(network_pruning, "train", fail)
-    assert_one_line(run_main(*SHORT), "pass a smaller --batch-size or smaller --hidden-units")
+    assert_one_line(run_main(*SHORT), "pass smaller --hidden-units, --refit-images or --batch-size")
 
 
 def test_a_failed_training_draws_nothing(run_main, tmp_path):
@@ -249,16 +249,21 @@ def test_a_terminal_shows_seed_epoch_method_and_the_time_left(tmp_path):
 
 
 class FullDisk(io.StringIO):
-    """A standard output that takes nothing."""
+    """A standard output that takes nothing from the first accuracy on."""
 
     def write(self, text):
-        raise OSError(28, "No space left on device")
+        if "accuracy" in text:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
 
 
-def test_a_standard_output_that_takes_nothing_is_one_line(run_main, monkeypatch):
+def test_a_full_standard_output_is_one_line_and_loses_no_finished_seed(
+    run_main, monkeypatch, tmp_path
+):
     monkeypatch.setattr(sys, "stdout", FullDisk())
     done = run_main(*SHORT)
     assert_one_line(done, "error: standard output cannot be written: No space left on device")
+    assert len(read_rows(tmp_path / "plots" / "digits.csv")) == ROWS
 
 
 def test_a_closed_standard_output_does_not_lose_the_results(run_main, monkeypatch, tmp_path):

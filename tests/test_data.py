@@ -153,8 +153,8 @@ def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, content, message):
     [
         (changed(1, ARRAYS[1][:-1]), r"train-labels-idx1-ubyte \(19,\)"),
         (changed(3, ARRAYS[3][:-1]), r"t10k-labels-idx1-ubyte \(9,\)"),
-        (changed(3, ARRAYS[3] + 1), r"t10k-labels-idx1-ubyte has others, \[10\]"),
-        (changed(1, np.zeros(20, np.uint8)), r"train-labels-idx1-ubyte has \[0\], of which two"),
+        (changed(3, ARRAYS[3] + 1), r"t10k-labels-idx1-ubyte has labels that .* lacks: \[10\]"),
+        (changed(1, np.zeros(20, np.uint8)), r"train-labels-idx1-ubyte has one class, \[0\]; two"),
         (changed(2, np.ones((10, 3, 4), np.uint8)), r"t10k-images-idx3-ubyte \(10, 3, 4\)"),
         (changed(0, ARRAYS[0][:0]), r"train-images-idx3-ubyte \(0, 4, 3\)"),
         (changed(2, ARRAYS[2][:0]), r"t10k-images-idx3-ubyte \(0, 4, 3\)"),

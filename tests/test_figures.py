@@ -6,6 +6,7 @@ import numpy as np
 import pandas
 import pytest
 
+import network_pruning
 from network_pruning import (
     COLUMNS,
     REPAIRS,
@@ -122,6 +123,10 @@ def test_the_band_is_one_standard_deviation_and_the_seeds_are_thin_lines():
     assert band[:, 1].min() == pytest.approx(accuracy("weight", 0.99, 0))
     thin = [line for line in whole.lines if line.get_linewidth() == 0.5]
     assert len(thin) == 3 * 3  # seeds of three methods
+
+
+def test_every_method_and_repair_has_a_style():
+    assert set(STYLES) == {*network_pruning.METHODS, "scratch", *REPAIRS}
 
 
 def test_baselines_lie_behind_the_methods():

@@ -1,0 +1,322 @@
+"""The tables of README.md and plots/published/README.md, made from the published CSV files.
+
+    python tests/tables.py --write
+
+replaces what stands between each `<!-- table: name -->` and the next `<!-- end -->`. Without
+--write it only says which files that would change. The test of the prose uses the same helpers.
+"""
+
+import argparse
+import functools
+import re
+import sys
+from pathlib import Path
+
+import pandas
+from scipy import stats
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from network_pruning import REPAIRS, SPARSITIES, TITLES
+
+PUBLISHED = ROOT / "plots" / "published"
+FILES = (ROOT / "README.md", PUBLISHED / "README.md")
+RESULTS = {name: pandas.read_csv(PUBLISHED / f"{name}.csv") for name in TITLES}
+CONTROLS = pandas.read_csv(PUBLISHED / "controls.csv")
+SLOPE = (0.7, 0.8, 0.9, 0.95, 0.97)  # where the curves fall
+METHODS = {
+    "weight": "weights",
+    "neuron": "neurons",
+    "matched_weight": "matched weights",
+    "random_weight": "random weights",
+    "random_neuron": "random neurons",
+    "global_weight": "weights, ranked globally",
+    "scratch": "from scratch",
+}
+CONTROL_TITLES = {
+    "refit": "refit",
+    "other_images": "refit, images of the other data set",
+    "shuffled": "places shuffled, refit",
+    "random_values": "random values, output layer refit",
+    "rescaled": "units rescaled",
+    "distilled": "distilled",
+    "refit_distilled": "refit, then distilled",
+}
+ORIGINAL = {  # test accuracy of one run of the original's own script, at 0 and SPARSITIES
+    ("mnist", "weight"): "0.979 0.980 0.981 0.981 0.980 0.979 0.955 0.533 0.196 0.097",
+    ("mnist", "neuron"): "0.979 0.980 0.977 0.974 0.967 0.923 0.270 0.097 0.097 0.097",
+    ("fashion_mnist", "weight"): "0.886 0.886 0.887 0.887 0.882 0.867 0.737 0.421 0.256 0.106",
+    ("fashion_mnist", "neuron"): "0.886 0.887 0.886 0.878 0.734 0.500 0.136 0.100 0.100 0.100",
+}
+MARGIN = 1.0  # point of accuracy; two methods closer than that are equivalent
+
+
+# ---------------------------------------------------------------------------------------- numbers
+
+
+def values(name, method, sparsity=0.0, repair="none", column="test_accuracy"):
+    """A column's value for each seed of a data set, method, sparsity and repair, by seed."""
+    rows = RESULTS[name]
+    chosen = rows[(rows["method"] == method) & (rows["sparsity"] == sparsity)]
+    return chosen[chosen["repair"] == repair].set_index("seed")[column].sort_index()
+
+
+def control(name, method, sparsity, repair, images=1000, epochs=0):
+    """The test accuracy for each seed of a control, by seed."""
+    what = (name, method, sparsity, repair, images, epochs)
+    columns = ("dataset", "method", "sparsity", "control", "images", "epochs")
+    rows = CONTROLS
+    for column, value in zip(columns, what):
+        rows = rows[rows[column] == value]
+    return rows.set_index("seed")["test_accuracy"].sort_index()
+
+
+def limits(better, worse, confidence=0.95):
+    """Mean paired difference over seeds in points, and the ends of its interval (Student's t)."""
+    differences = 100 * (better - worse)
+    assert differences.notna().all() and len(differences) > 1
+    mean = differences.mean()
+    half = stats.t.ppf((1 + confidence) / 2, len(differences) - 1) * stats.sem(differences)
+    return mean, mean - half, mean + half
+
+
+def gain(better, worse, confidence=0.95):
+    """Mean paired difference with its interval, as text."""
+    mean, low, high = (f"{limit:.1f}" for limit in limits(better, worse, confidence))
+    return f"{mean} [{low}, {high}]".replace("-0.0", "0.0").replace("-", "−")
+
+
+def accuracy(*key):
+    """Mean accuracy, as text."""
+    return f"{values(*key).mean():.3f}"
+
+
+def cell(series):
+    """Mean and standard deviation over seeds."""
+    return f"{series.mean():.3f} ± {series.std():.3f}"
+
+
+def speedup(name, method, sparsity):
+    """Median speed-up over the seeds, as text."""
+    return f"{values(name, method, sparsity, column='speedup').median():.1f}"
+
+
+def share(name, method, sparsity):
+    """Mean share of the weights that are live, as text."""
+    return f"{values(name, method, sparsity, column='live_fraction').mean():.3f}"
+
+
+def verdict(first, second, names):
+    """Say which of two is ahead by their paired differences, or whether they are equivalent.
+
+    Equivalent: the 90 % interval lies within the margin, as in two one-sided tests at 5 %.
+    """
+    _, low, high = limits(first, second, 0.9)
+    if low > -MARGIN and high < MARGIN:
+        return "equivalent"
+    _, low, high = limits(first, second)
+    if low > 0 or high < 0:
+        return names[0] if low > 0 else names[1]
+    return "undecided"
+
+
+# ----------------------------------------------------------------------------------------- tables
+
+
+def markdown(heads, rows, texts=1):
+    """A table; the first columns, of texts, are aligned to the left, the others to the right."""
+    rule = ["---"] * texts + ["---:"] * (len(heads) - texts)
+    return "\n".join("|".join(["", *line, ""]) for line in (heads, rule, *rows))
+
+
+def results(name):
+    """The front page's table: accuracy of weight- and neuron-pruned networks after each repair."""
+    rows = []
+    for method, title in (("weight", "weights"), ("neuron", "neurons")):
+        for sparsity in (0.5, 0.7, 0.8, 0.9, 0.95, 0.97):
+            cells = [cell(values(name, method, sparsity, repair)) for repair in REPAIRS]
+            times = f"{speedup(name, method, sparsity)}×"
+            rows.append([title, f"{sparsity:g}", share(name, method, sparsity), *cells, times])
+    return markdown(["pruned", "sparsity", "live", *REPAIRS.values(), "speed"], rows)
+
+
+def accuracies(name, repair):
+    """Accuracy of every method at every level after a repair."""
+    methods = list(METHODS) if repair == "retrain" else list(METHODS)[:-1]
+    dense = repair if repair in ("none", "no_bias", "retrain") else "none"
+    rows = [["0 (dense)", *[cell(values(name, "dense", 0, dense))] * len(methods)]]
+    for sparsity in SPARSITIES:
+        cells = [cell(values(name, method, sparsity, repair)) for method in methods]
+        rows.append([f"{sparsity:g}", *cells])
+    return markdown(["sparsity", *(METHODS[method] for method in methods)], rows)
+
+
+def sizes(name):
+    """Live share and speed-up of every method at every level."""
+    methods = [method for method in METHODS if method != "scratch"]
+    rows = []
+    for sparsity in SPARSITIES:
+        cells = [
+            f"{share(name, method, sparsity)}, {speedup(name, method, sparsity)}×"
+            for method in methods
+        ]
+        rows.append([f"{sparsity:g}", *cells])
+    return markdown(["sparsity", *(METHODS[method] for method in methods)], rows)
+
+
+def ladder(name):
+    """What pruning costs, and what each repair gives back of it."""
+    networks = {
+        "weight": (0.9, 0.95, 0.97, 0.99),
+        "neuron": (0.7, 0.8, 0.9, 0.95),
+        "random_weight": (0.6, 0.7, 0.8, 0.9),
+    }
+    rows = []
+    for method, sparsities in networks.items():
+        for sparsity in sparsities:
+            states = [values(name, method, sparsity, repair) for repair in REPAIRS]
+            dense = values(name, "dense")
+            steps = [gain(after, before) for before, after in zip(states, states[1:])]
+            cells = [gain(dense, states[0]), *steps, gain(dense, states[-1])]
+            rows.append([METHODS[method], f"{sparsity:g}", *cells])
+    titles = list(REPAIRS.values())
+    gains = [f"{after} over {before}" for before, after in zip(titles, titles[1:])]
+    return markdown(["pruned", "sparsity", "lost as pruned", *gains, "lost retrained"], rows)
+
+
+def matched(name):
+    """Matched weights against neurons in each state."""
+    states = [repair for repair in REPAIRS if repair != "refit_output"]
+    rows = []
+    for sparsity in SPARSITIES[:-2]:
+        cells = []
+        for repair in states:
+            pair = [
+                values(name, method, sparsity, repair) for method in ("matched_weight", "neuron")
+            ]
+            cells.append(f"{gain(*pair, 0.9)} {verdict(*pair, ('weights', 'neurons'))}")
+        rows.append([f"{sparsity:g}", share(name, "neuron", sparsity), *cells])
+    return markdown(["sparsity", "live", *(REPAIRS[repair] for repair in states)], rows)
+
+
+def retrained(name):
+    """Retrained networks against dense ones, and against new ones of the same sizes."""
+    rows = []
+    for sparsity in SPARSITIES:
+        after = {m: values(name, m, sparsity, "retrain") for m in ("weight", "neuron", "scratch")}
+        cells = [
+            gain(after[method], values(name, "dense", 0, repair))
+            for method in ("weight", "neuron")
+            for repair in ("none", "retrain")
+        ]
+        rows.append([f"{sparsity:g}", *cells, gain(after["neuron"], after["scratch"])])
+    heads = [
+        f"{what} over dense{more}"
+        for what in ("weights", "neurons")
+        for more in ("", ", retrained too")
+    ]
+    return markdown(["sparsity", *heads, "neurons over scratch"], rows)
+
+
+def within_a_point(name, method, repair):
+    """The highest sparsity whose loss against dense is below one point, by the 95 % interval."""
+    dense = values(name, "dense")
+    losses = {level: limits(dense, values(name, method, level, repair)) for level in SPARSITIES}
+    return max(level for level, (_, _, high) in losses.items() if high < 1)
+
+
+def speed():
+    """The sizes and speeds that each repair buys within one point of the dense accuracy."""
+    rows = []
+    for name, title in TITLES.items():
+        for repair in REPAIRS:
+            weight, neuron = (within_a_point(name, m, repair) for m in ("weight", "neuron"))
+            loss = gain(values(name, "dense"), values(name, "neuron", neuron, repair))
+            live = share(name, "neuron", neuron)
+            times = f"{speedup(name, 'neuron', neuron)}×"
+            row = [title, REPAIRS[repair], f"{weight:g}", f"{neuron:g}", loss, live, times]
+            rows.append(row)
+    heads = ["data set", "repair", "weights: sparsity", "neurons: sparsity"]
+    return markdown([*heads, "their loss in points", "their live share", "their speed"], rows, 2)
+
+
+def controls(name):
+    """Accuracy after each control."""
+    rows = CONTROLS[CONTROLS["dataset"] == name]
+    networks = rows[["method", "sparsity"]].drop_duplicates().itertuples(index=False)
+    networks = [(method, sparsity) for method, sparsity in networks]
+    lines = []
+    for key in rows[["control", "images", "epochs"]].drop_duplicates().itertuples(index=False):
+        repair, images, epochs = key
+        cells = [cell(control(name, *network, *key)) for network in networks]
+        lines.append([CONTROL_TITLES[repair], f"{images:,}", str(epochs), *cells])
+    heads = [f"{METHODS[method]} {sparsity:g}" for method, sparsity in networks]
+    return markdown(["repair", "images", "epochs", *heads], lines)
+
+
+def distillation(name):
+    """Refit against distillation on the same images."""
+    rows = []
+    for method, sparsity in (
+        CONTROLS[["method", "sparsity"]].drop_duplicates().itertuples(index=False)
+    ):
+        refit = control(name, method, sparsity, "refit")
+        short, long = (
+            control(name, method, sparsity, "distilled", epochs=epochs) for epochs in (10, 40)
+        )
+        both = control(name, method, sparsity, "refit_distilled", epochs=10)
+        again = values(name, method, sparsity, "retrain")[refit.index]
+        cells = [gain(refit, short), gain(refit, long), gain(both, long), gain(again, refit)]
+        rows.append([f"{METHODS[method]} {sparsity:g}", *cells])
+    heads = ["refit over 10 epochs of distillation", "refit over 40 epochs"]
+    heads += ["refit and 10 epochs over 40 epochs", "retrained over refit"]
+    return markdown(["pruned", *heads], rows)
+
+
+def original():
+    """The original's run beside the means here, where the curves fall."""
+    heads = ["sparsity"]
+    for title in TITLES.values():
+        for what in ("weights", "neurons"):
+            heads += [f"{title} {what}, original", "here"]
+    rows = []
+    for sparsity in SLOPE:
+        rows.append([f"{sparsity:g}"])
+        for name, method in ORIGINAL:
+            once = ORIGINAL[name, method].split()[1 + SPARSITIES.index(sparsity)]
+            rows[-1] += [once, cell(values(name, method, sparsity))]
+    return markdown(heads, rows)
+
+
+TABLES = {"speed": speed, "original": original}
+for dataset in TITLES:
+    for table in (results, sizes, ladder, matched, retrained, controls, distillation):
+        TABLES[f"{table.__name__} {dataset}"] = functools.partial(table, dataset)
+    for state in REPAIRS:
+        TABLES[f"{state} {dataset}"] = functools.partial(accuracies, dataset, state)
+
+
+def render(text):
+    """Return a text with its tables made anew."""
+
+    def fill(match):
+        return f"{match[1]}{TABLES[match[2]]()}\n{match[3]}"
+
+    return re.sub(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", fill, text, flags=re.DOTALL)
+
+
+def main():
+    """Render the tables of both files."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--write", action="store_true", help="write the files")
+    write = parser.parse_args().write
+    for path in FILES:
+        text = path.read_text()
+        if render(text) != text:
+            print(f"{path} {'written' if write else 'is not up to date; pass --write'}")
+            if write:
+                path.write_text(render(text))
+
+
+if __name__ == "__main__":
+    main()
