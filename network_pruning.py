@@ -910,20 +910,19 @@ def draw_ladder(rows):
 
 
 def draw_analysis(rows):
-    """Draw accuracy against sparsity after each repair, and against live weights; the speed-up."""
+    """Draw accuracy against sparsity of every method, a panel for each repair; the speed-up."""
     panels = []
     for repair, title in REPAIRS.items():
         methods = curves(rows, repair)
         if methods:
-            panels.append((title, methods, "kept", "test_accuracy"))
-    one_shot = curves(rows, "none")
-    panels.append(("as pruned, by live weights", one_shot, "live_fraction", "test_accuracy"))
-    panels.append(("speed", one_shot, "kept", "speedup"))
-    columns = math.ceil(len(panels) / 2)
-    figure = new_figure(3.6 * columns, 7.5)
-    axes = figure.subplots(2, columns).flatten()
-    for ax, (title, methods, x, y) in zip(axes, panels):
-        draw_panel(ax, methods, x, y)
+            panels.append((title, methods, "test_accuracy"))
+    panels.append(("speed", curves(rows, "none"), "speedup"))
+    columns = min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = new_figure(3.6 * columns, 3.2 * lines + 1)
+    axes = figure.subplots(lines, columns).flatten()
+    for ax, (title, methods, y) in zip(axes, panels):
+        draw_panel(ax, methods, "kept", y)
         ax.set_title(title)
     for ax in axes[len(panels) :]:
         ax.remove()

@@ -146,15 +146,13 @@ def test_the_sparsity_axis_is_logarithmic_in_what_is_kept():
 
 def test_the_analysis_has_a_panel_for_each_repair_on_the_same_axes():
     drawn = panels(repairs=REPAIRS)
-    assert list(drawn) == [*REPAIRS.values(), "as pruned, by live weights", "speed"]
+    assert list(drawn) == [*REPAIRS.values(), "speed"]
     for repair, title in REPAIRS.items():
         start = accuracy("dense", 0, 1, repair)
         expected = [start, *(accuracy("neuron", s, 1, repair) for s in LEVELS)]
         np.testing.assert_allclose(curve(drawn[title], "neuron").get_ydata(), expected)
         assert drawn[title].get_ylim() == (0, 1.02)
         assert drawn[title].get_xlim() == drawn["as pruned"].get_xlim()
-    live = curve(drawn["as pruned, by live weights"], "neuron")
-    np.testing.assert_allclose(live.get_xdata(), [1, 0.25, 0.01, 0.0001])
     np.testing.assert_allclose(curve(drawn["speed"], "neuron").get_ydata(), [1, 2, 4, 8])
     drawn["speed"].figure.draw_without_rendering()
     assert labels(drawn["speed"].yaxis) == ["1x", "2x", "5x"]
@@ -177,7 +175,7 @@ def test_the_ladder_draws_every_repair_of_weights_and_neurons_by_live_weights_on
 @pytest.mark.parametrize("method", METHODS)
 def test_panels_without_data_are_not_drawn(repairs, method):
     drawn = panels(repairs=repairs, methods=[method])
-    assert len(drawn) == len(repairs) + 2
+    assert len(drawn) == len(repairs) + 1
     for ax in [*drawn.values(), *draw_main(make_rows(methods=[method])).axes]:
         assert curve(ax, method)
     [ladder] = draw_ladder(make_rows(repairs=repairs, methods=[method])).axes
