@@ -302,7 +302,7 @@ def test_a_compacted_network_computes_the_same_and_has_nothing_left_to_delete(
     ("shapes", "message"),
     [
         ([], r"consecutive layers: \[\]"),
-        ([(3, 4), (4,), (4, 2), (2,)], r"layers: \[\(3, 4\), \(4,\).* with hidden biases no unit"),
+        ([(3, 4), (4,), (4, 2), (2,)], r"layers: \[\(3, 4\), \(4,\).* with biases cannot"),
         ([(3, 4), (4, 2), (2,)], "leave out the output bias"),
         ([(3, 4), (5, 2)], r"of consecutive layers: \[\(3, 4\), \(5, 2\)\]"),
     ],
