@@ -325,6 +325,11 @@ def layer_outputs(network, images):
     return [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, network.kernels)]
 
 
+def live_outputs(outputs, kernels):
+    """What the live units of pruned kernels computed before; outputs: as from `layer_outputs`."""
+    return [layer[:, units] for layer, units in zip(outputs, live_units(kernels)[1:])]
+
+
 def logits(network, images):
     """Logits [n, classes] of images [n, pixels]."""
     return tf.matmul(layer_inputs(network, images)[-1], network.kernels[-1]) + network.bias
@@ -401,6 +406,10 @@ class Method(NamedTuple):
 
     rank: Callable  # (kernels, rng) -> for each layer, the ranks of its weights or units
     cutoffs: Callable  # (kernels, ranks, sparsity) -> for each layer, the lowest rank that stays
+
+    def prune(self, kernels, ranks, sparsity):
+        """Return copies of the kernels of the hidden layers, pruned; ranks: from `rank`."""
+        return list(map(zero_lowest, kernels, ranks, self.cutoffs(kernels, ranks, sparsity)))
 
 
 def rank_weights(kernels, rng):
@@ -513,6 +522,11 @@ def measure(network, features, labels):
     }
 
 
+def rng_for(seed, purpose):
+    """Make the generator of one purpose, so that no option changes what another one draws."""
+    return np.random.default_rng([seed, *purpose.encode()])
+
+
 def run_seed(dataset, seed, options):
     """Run the experiment with one seed on a data set: train, prune, repair, measure.
 
@@ -520,9 +534,6 @@ def run_seed(dataset, seed, options):
     networks by name, each after its last repair.
     """
     rows = []
-
-    def rng_for(purpose):  # one for each purpose, so that no option changes what another draws
-        return np.random.default_rng([seed, *purpose.encode()])
 
     def learn(network, epochs, name):
         return train(
@@ -532,7 +543,7 @@ def run_seed(dataset, seed, options):
             epochs,
             options.batch_size,
             options.learning_rate,
-            rng_for(f"train {name}"),
+            rng_for(seed, f"train {name}"),
         )
 
     def record(method, sparsity, repair, network, features=None, refit_images=0, retrain_epochs=0):
@@ -550,7 +561,7 @@ def run_seed(dataset, seed, options):
     pixels = dataset.train_images.shape[1]
     classes = dataset.train_targets.shape[1]
     retrain_epochs = options.retrain_epochs
-    new = new_network((pixels, *options.hidden_units, classes), rng_for("new dense"))
+    new = new_network((pixels, *options.hidden_units, classes), rng_for(seed, "new dense"))
     dense = learn(new, options.epochs, "dense")
     record("dense", 0.0, "none", dense)
     record("dense", 0.0, "no_bias", Network(dense.kernels, 0 * dense.bias))
@@ -560,25 +571,25 @@ def run_seed(dataset, seed, options):
         record("dense", 0.0, "retrain", models["dense"], retrain_epochs=retrain_epochs)
 
     refit_images = min(options.refit_images, len(dataset.train_images))
-    chosen = rng_for("refit images").choice(len(dataset.train_images), refit_images, replace=False)
+    chosen = rng_for(seed, "refit images").choice(
+        len(dataset.train_images), refit_images, replace=False
+    )
     images = tf.gather(dataset.train_images, chosen).numpy()
     dense_outputs = layer_outputs(dense, images)
 
     neuron_sizes = {}  # by sparsity
     for method in progress(options.methods, unit="method"):
-        ranks = METHODS[method].rank(dense.hidden, rng_for(f"prune {method}"))
+        ranks = METHODS[method].rank(dense.hidden, rng_for(seed, f"prune {method}"))
         for sparsity in options.sparsities:
-            cutoffs = METHODS[method].cutoffs(dense.hidden, ranks, sparsity)
-            kernels = list(map(zero_lowest, dense.hidden, ranks, cutoffs))
-            kernels.append(dense.kernels[-1])
+            hidden = METHODS[method].prune(dense.hidden, ranks, sparsity)
+            kernels = [*hidden, dense.kernels[-1]]
             pruned = Network(compact(kernels), dense.bias)
             features = layer_inputs(pruned, dataset.test_images)[-1]
             record(method, sparsity, "none", pruned, features)
             record(method, sparsity, "no_bias", Network(pruned.kernels, 0 * dense.bias), features)
             last = pruned
             if refit_images > 0:
-                live = live_units(kernels)[1:]
-                wanted = [outputs[:, units] for outputs, units in zip(dense_outputs, live)]
+                wanted = live_outputs(dense_outputs, kernels)
                 last = refit_output(pruned, images, wanted)
                 record(method, sparsity, "refit_output", last, features, refit_images)
                 last = refit_layers(pruned, images, wanted)
@@ -594,7 +605,7 @@ def run_seed(dataset, seed, options):
     # They count as retrained, to be drawn beside those.
     if retrain_epochs > 0:
         for sparsity, sizes in progress(neuron_sizes.items(), unit="network"):
-            new = new_network(sizes, rng_for(f"new scratch {sparsity}"))
+            new = new_network(sizes, rng_for(seed, f"new scratch {sparsity}"))
             scratch = learn(new, options.epochs + retrain_epochs, f"scratch {sparsity}")
             record("scratch", sparsity, "retrain", scratch, retrain_epochs=retrain_epochs)
 
@@ -902,21 +913,18 @@ def draw_ladder(rows):
         draw_panel(ax, steps, "live_fraction", "test_accuracy")
         ax.set_title(STYLES[method]["label"])
         ax.label_outer()
-    limits = max((ax.get_xlim() for ax in axes), key=lambda limits: limits[0] - limits[1])
+    least = min(ax.get_xlim()[1] for ax in axes)
     for ax in axes:
-        ax.set_xlim(limits)
+        ax.set_xlim(right=least)
     add_texts(figure, "what each repair gives back", rows)
     return figure
 
 
 def draw_analysis(rows):
     """Draw accuracy against sparsity of every method, a panel for each repair; the speed-up."""
-    panels = []
-    for repair, title in REPAIRS.items():
-        methods = curves(rows, repair)
-        if methods:
-            panels.append((title, methods, "test_accuracy"))
-    panels.append(("speed", curves(rows, "none"), "speedup"))
+    repairs = {repair: curves(rows, repair) for repair in REPAIRS}
+    panels = [(REPAIRS[name], repairs[name], "test_accuracy") for name in REPAIRS if repairs[name]]
+    panels.append(("speed", repairs["none"], "speedup"))
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = new_figure(3.6 * columns, 3.2 * lines + 1)

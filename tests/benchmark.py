@@ -122,8 +122,7 @@ def this_project(batches, data, network):
 def pruned_kernels(dense, method, sparsity):
     """Prune the hidden kernels of a network; return all kernels."""
     ranks = project.METHODS[method].rank(dense.hidden, RNG)
-    cutoffs = project.METHODS[method].cutoffs(dense.hidden, ranks, sparsity)
-    return [*map(project.zero_lowest, dense.hidden, ranks, cutoffs), dense.kernels[-1]]
+    return [*project.METHODS[method].prune(dense.hidden, ranks, sparsity), dense.kernels[-1]]
 
 
 def pruned_network(method, sparsity):
@@ -245,10 +244,7 @@ def refitting(batches, data, method):
     kernels = pruned_kernels(dense, method, MASKED)
     pruned = dense._replace(kernels=project.compact(kernels))
     images = data.train_images[: project.REFIT_IMAGES].numpy()
-    live = project.live_units(kernels)[1:]
-    targets = [
-        outputs[:, units] for outputs, units in zip(project.layer_outputs(dense, images), live)
-    ]
+    targets = project.live_outputs(project.layer_outputs(dense, images), kernels)
     epoch = len(data.train_images) / (batches * project.BATCH_SIZE)
 
     def work():

@@ -11,7 +11,7 @@ import pandas
 import pytest
 
 import network_pruning
-from network_pruning import METHODS, zero_lowest
+from network_pruning import METHODS
 
 ROOT = Path(network_pruning.__file__).parent
 SCRIPT = ROOT / "network_pruning.py"
@@ -33,7 +33,7 @@ def draw_kernels(sizes, rng):
 def pruned_by(method, kernels, sparsity, seed=0):
     """Kernels of hidden layers, pruned by a method."""
     ranks = METHODS[method].rank(kernels, np.random.default_rng(seed))
-    return list(map(zero_lowest, kernels, ranks, METHODS[method].cutoffs(kernels, ranks, sparsity)))
+    return METHODS[method].prune(kernels, ranks, sparsity)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
     python tests/controls.py --data-dir DIR > plots/published/controls.csv
 
 Trains and prunes the networks of network_pruning.py, seed for seed, repairs each in other ways, and
-measures its test accuracy. Five seeds take hours on one core; add --seeds to run them apart.
+measures its test accuracy. Five seeds take about an hour on one core; --seeds runs some of them.
 """
 
 import argparse
@@ -28,21 +28,18 @@ IMAGE_COUNTS = (100, 300, project.REFIT_IMAGES, 5000)
 DISTILLATION_EPOCHS = (10, 40)
 
 
-def rng(seed, purpose):
-    """Make the generator that `run_seed` makes for the same purpose."""
-    return np.random.default_rng([seed, *purpose.encode()])
-
-
 def learn(network, images, targets, epochs, generator):
     """Train a network with the settings of the script."""
     size, rate = project.BATCH_SIZE, project.LEARNING_RATE
     return project.train(network, images, targets, epochs, size, rate, generator)
 
 
-def choose(dataset, count, seed):
-    """Choose training images to refit on, as `run_seed` does."""
-    chosen = rng(seed, "refit images").choice(len(dataset.train_images), count, replace=False)
-    return tf.gather(dataset.train_images, chosen).numpy()
+def choose(dataset, count, seed, dense):
+    """Choose training images to refit on, as `run_seed` does; return them and the dense outputs."""
+    generator = project.rng_for(seed, "refit images")
+    chosen = generator.choice(len(dataset.train_images), count, replace=False)
+    images = tf.gather(dataset.train_images, chosen).numpy()
+    return images, project.layer_outputs(dense, images)
 
 
 def with_random_values(network, generator):
@@ -63,71 +60,69 @@ def with_shuffled_places(network, generator):
 def rescale(network, images, targets):
     """Scale the incoming weights of each unit, so that its output varies as in the dense network.
 
-    Arguments as those of `project.refit_layers`.
+    Arguments: as for `project.refit_layers`.
     """
     inputs = images
     kernels = []
     for kernel, wanted in zip(network.kernels, targets):
         spread = (inputs @ kernel).std(axis=0)
-        kernels.append(
-            kernel * np.where(spread > 0, wanted.std(axis=0) / np.maximum(spread, 1e-9), 1)
-        )
+        factors = np.where(spread > 0, wanted.std(axis=0) / np.maximum(spread, 1e-9), 1)
+        kernels.append(kernel * factors)
         inputs = np.maximum(inputs @ kernels[-1], 0)
     return network._replace(kernels=kernels)
 
 
-def repairs(dense, kernels, dataset, other, seed):
+def repairs(dense, kernels, samples, foreign, seed):
     """Yield (control, images, epochs, network) for each way to repair a network.
 
-    kernels: of the pruned network, not compacted. other: the other data set.
+    kernels: of the pruned network, not compacted. samples: from `choose`, by the number of images.
+    foreign: one from the other data set.
     """
     pruned = dense._replace(kernels=project.compact(kernels))
-    units = project.live_units(kernels)[1:]
-
-    def wanted(images):
-        outputs = project.layer_outputs(dense, images)
-        return [layer[:, live] for layer, live in zip(outputs, units)]
-
-    for count in IMAGE_COUNTS:
-        images = choose(dataset, count, seed)
-        yield "refit", count, 0, project.refit_layers(pruned, images, wanted(images))
+    for count, (images, outputs) in samples.items():
+        targets = project.live_outputs(outputs, kernels)
+        yield "refit", count, 0, project.refit_layers(pruned, images, targets)
+    images, outputs = foreign
+    targets = project.live_outputs(outputs, kernels)
     count = project.REFIT_IMAGES
-    foreign = choose(other, count, seed)
-    network = project.refit_layers(pruned, foreign, wanted(foreign))
-    yield "other_images", count, 0, network
+    yield "other_images", count, 0, project.refit_layers(pruned, images, targets)
 
-    images = choose(dataset, count, seed)
-    targets = wanted(images)
+    images, outputs = samples[count]
+    targets = project.live_outputs(outputs, kernels)
     yield "rescaled", count, 0, rescale(pruned, images, targets)
-    random = with_random_values(pruned, rng(seed, "random values"))
+    random = with_random_values(pruned, project.rng_for(seed, "random values"))
     yield "random_values", count, 0, project.refit_output(random, images, targets)
-    shuffled = with_shuffled_places(pruned, rng(seed, "shuffled places"))
+    shuffled = with_shuffled_places(pruned, project.rng_for(seed, "shuffled places"))
     yield "shuffled", count, 0, project.refit_layers(shuffled, images, targets)
 
     teacher = tf.nn.softmax(targets[-1] + dense.bias)
     pixels = tf.constant(images)
+
+    def distilled(network, epochs):
+        return learn(network, pixels, teacher, epochs, project.rng_for(seed, "distillation"))
+
     for epochs in DISTILLATION_EPOCHS:
-        student = learn(pruned, pixels, teacher, epochs, rng(seed, "distillation"))
-        yield "distilled", count, epochs, student
+        yield "distilled", count, epochs, distilled(pruned, epochs)
     refit = project.refit_layers(pruned, images, targets)
     epochs = DISTILLATION_EPOCHS[0]
-    student = learn(refit, pixels, teacher, epochs, rng(seed, "distillation"))
-    yield "refit_distilled", count, epochs, student
+    yield "refit_distilled", count, epochs, distilled(refit, epochs)
 
 
 def run_controls(dataset, other, seed):
     """Yield a row of the CSV for each pruned network and repair."""
     sizes = (dataset.train_images.shape[1], *project.HIDDEN_UNITS, dataset.train_targets.shape[1])
-    dense = project.new_network(sizes, rng(seed, "new dense"))
+    dense = project.new_network(sizes, project.rng_for(seed, "new dense"))
     images, targets = dataset.train_images, dataset.train_targets
-    dense = learn(dense, images, targets, project.EPOCHS, rng(seed, "train dense"))
+    dense = learn(dense, images, targets, project.EPOCHS, project.rng_for(seed, "train dense"))
+    samples = {count: choose(dataset, count, seed, dense) for count in IMAGE_COUNTS}
+    foreign = choose(other, project.REFIT_IMAGES, seed, dense)
     for method, sparsities in PRUNED.items():
-        ranks = project.METHODS[method].rank(dense.hidden, rng(seed, f"prune {method}"))
+        generator = project.rng_for(seed, f"prune {method}")
+        ranks = project.METHODS[method].rank(dense.hidden, generator)
         for sparsity in sparsities:
-            cutoffs = project.METHODS[method].cutoffs(dense.hidden, ranks, sparsity)
-            hidden = map(project.zero_lowest, dense.hidden, ranks, cutoffs)
+            hidden = project.METHODS[method].prune(dense.hidden, ranks, sparsity)
             kernels = [*hidden, dense.kernels[-1]]
-            for control, count, epochs, network in repairs(dense, kernels, dataset, other, seed):
+            for control, count, epochs, network in repairs(dense, kernels, samples, foreign, seed):
                 outputs = project.logits(network, dataset.test_images).numpy()
                 accuracy, _ = project.evaluate(outputs, dataset.test_labels)
                 yield dataset.name, seed, method, sparsity, control, count, epochs, accuracy

@@ -132,11 +132,12 @@ def markdown(heads, rows, texts=1):
 def results(name):
     """The front page's table: accuracy of weight- and neuron-pruned networks after each repair."""
     rows = []
-    for method, title in (("weight", "weights"), ("neuron", "neurons")):
+    for method in ("weight", "neuron"):
         for sparsity in (0.5, 0.7, 0.8, 0.9, 0.95, 0.97):
             cells = [cell(values(name, method, sparsity, repair)) for repair in REPAIRS]
             times = f"{speedup(name, method, sparsity)}×"
-            rows.append([title, f"{sparsity:g}", share(name, method, sparsity), *cells, times])
+            live = share(name, method, sparsity)
+            rows.append([METHODS[method], f"{sparsity:g}", live, *cells, times])
     return markdown(["pruned", "sparsity", "live", *REPAIRS.values(), "speed"], rows)
 
 
@@ -222,7 +223,7 @@ def within_a_point(name, method, repair):
     """The highest sparsity whose loss against dense is below one point, by the 95 % interval."""
     dense = values(name, "dense")
     losses = {level: limits(dense, values(name, method, level, repair)) for level in SPARSITIES}
-    return max(level for level, (_, _, high) in losses.items() if high < 1)
+    return max(level for level, (_, _, high) in losses.items() if high < MARGIN)
 
 
 def speed():
@@ -240,26 +241,29 @@ def speed():
     return markdown([*heads, "their loss in points", "their live share", "their speed"], rows, 2)
 
 
+def distinct(rows, *columns):
+    """Distinct values of columns together, in the order of the rows."""
+    return rows[list(columns)].drop_duplicates().itertuples(index=False)
+
+
 def controls(name):
     """Accuracy after each control."""
-    rows = CONTROLS[CONTROLS["dataset"] == name]
-    networks = rows[["method", "sparsity"]].drop_duplicates().itertuples(index=False)
-    networks = [(method, sparsity) for method, sparsity in networks]
-    lines = []
-    for key in rows[["control", "images", "epochs"]].drop_duplicates().itertuples(index=False):
-        repair, images, epochs = key
-        cells = [cell(control(name, *network, *key)) for network in networks]
-        lines.append([CONTROL_TITLES[repair], f"{images:,}", str(epochs), *cells])
+    rows = []
+    for repair, images, epochs in distinct(CONTROLS, "control", "images", "epochs"):
+        cells = [
+            cell(control(name, *network, repair, images, epochs))
+            for network in distinct(CONTROLS, "method", "sparsity")
+        ]
+        rows.append([CONTROL_TITLES[repair], f"{images:,}", str(epochs), *cells])
+    networks = distinct(CONTROLS, "method", "sparsity")
     heads = [f"{METHODS[method]} {sparsity:g}" for method, sparsity in networks]
-    return markdown(["repair", "images", "epochs", *heads], lines)
+    return markdown(["repair", "images", "epochs", *heads], rows)
 
 
 def distillation(name):
     """Refit against distillation on the same images."""
     rows = []
-    for method, sparsity in (
-        CONTROLS[["method", "sparsity"]].drop_duplicates().itertuples(index=False)
-    ):
+    for method, sparsity in distinct(CONTROLS, "method", "sparsity"):
         refit = control(name, method, sparsity, "refit")
         short, long = (
             control(name, method, sparsity, "distilled", epochs=epochs) for epochs in (10, 40)

@@ -14,6 +14,7 @@ from tables import (
     TABLES,
     accuracy,
     control,
+    distinct,
     gain,
     limits,
     render,
@@ -46,9 +47,8 @@ def test_the_published_results_are_complete(name):
 
 
 def test_the_controls_start_from_the_networks_of_the_published_results():
-    columns = ["method", "sparsity"]
     for name in TITLES:
-        for method, sparsity in set(CONTROLS[columns].itertuples(index=False, name=None)):
+        for method, sparsity in distinct(CONTROLS, "method", "sparsity"):
             refit = control(name, method, sparsity, "refit")
             assert list(refit.index) == list(range(5))
             published = values(name, method, sparsity, "refit")[refit.index]
