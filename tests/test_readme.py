@@ -40,7 +40,7 @@ def test_the_published_results_are_complete(name):
     dense = [("dense", 0, repair) for repair in ("none", "no_bias", "retrain")]
     scratch = [("scratch", sparsity, "retrain") for sparsity in SPARSITIES]
     expected = sorted([*dense, *pruned, *scratch])
-    assert sorted(set(rows["seed"])) == list(range(8))
+    assert sorted(set(rows["seed"])) == list(range(10))
     for _, of_seed in rows.groupby("seed"):
         assert sorted(of_seed[KEY[2:]].itertuples(index=False, name=None)) == expected
     assert rows["device"].nunique() == rows["versions"].nunique() == 1
