@@ -850,7 +850,7 @@ def draw_panel(ax, curves_by_name, x, y):
     ax.set_xlim(1.2, np.clip(least, 0.001, 0.01) / 1.2)
     if x == "kept":
         set_log_ticks(ax.xaxis, lambda kept, position: f"{1 - kept:.6g}")
-        ax.set_xlabel("sparsity (logarithmic in the share kept)")
+        ax.set_xlabel("sparsity (log scale of the share kept)")
     else:
         set_log_ticks(ax.xaxis, "{x:g}", steps=(1,))
         ax.set_xlabel("share of the weights that can act (live)")
@@ -886,10 +886,12 @@ def draw_main(rows):
     """Draw accuracy against sparsity, as pruned, with a close-up of the dense accuracy."""
     figure = new_figure(5.4, 6.8)
     close, whole = figure.subplots(2, sharex=True, height_ratios=(2, 5))
+    rows = rows[rows["repair"] == "none"]
     methods = curves(rows, "none")
-    if len(methods) > 1:
-        methods.pop("matched_weight", None)  # needs an explanation; the analysis shows it
-    dense = rows[(rows["method"] == "dense") & (rows["repair"] == "none")]
+    for name in ("matched_weight", "global_weight"):  # need an explanation; the analysis shows them
+        if len(methods) > 1:
+            methods.pop(name, None)
+    dense = rows[rows["method"] == "dense"]
     reference = dense["test_accuracy"].mean()
     chance = 1 / int(dense["layer_sizes"].iloc[0].rpartition("-")[2])
     for ax in (close, whole):

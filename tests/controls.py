@@ -93,6 +93,7 @@ def repairs(dense, kernels, samples, foreign, seed):
     random = with_random_values(pruned, project.rng_for(seed, "random values"))
     yield "random_values", count, 0, project.refit_output(random, images, targets)
     shuffled = with_shuffled_places(pruned, project.rng_for(seed, "shuffled places"))
+    yield "shuffled_output", count, 0, project.refit_output(shuffled, images, targets)
     yield "shuffled", count, 0, project.refit_layers(shuffled, images, targets)
 
     teacher = tf.nn.softmax(targets[-1] + dense.bias)

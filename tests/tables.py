@@ -23,7 +23,7 @@ PUBLISHED = ROOT / "plots" / "published"
 FILES = (ROOT / "README.md", PUBLISHED / "README.md")
 RESULTS = {name: pandas.read_csv(PUBLISHED / f"{name}.csv") for name in TITLES}
 CONTROLS = pandas.read_csv(PUBLISHED / "controls.csv")
-SLOPE = (0.7, 0.8, 0.9, 0.95, 0.97)  # where the curves fall
+SLOPE = (0.6, 0.7, 0.8, 0.9, 0.95, 0.97)  # where the curves fall
 METHODS = {
     "weight": "weights",
     "neuron": "neurons",
@@ -36,6 +36,7 @@ METHODS = {
 CONTROL_TITLES = {
     "refit": "refit",
     "other_images": "refit, images of the other data set",
+    "shuffled_output": "places shuffled, output layer refit",
     "shuffled": "places shuffled, refit",
     "random_values": "random values, output layer refit",
     "rescaled": "units rescaled",
@@ -98,7 +99,7 @@ def cell(series):
 
 def speedup(name, method, sparsity):
     """Median speed-up over the seeds, as text."""
-    return f"{values(name, method, sparsity, column='speedup').median():.1f}"
+    return f"{values(name, method, sparsity, 'retrain', 'speedup').median():.1f}"
 
 
 def share(name, method, sparsity):
@@ -190,14 +191,18 @@ def matched(name):
     states = [repair for repair in REPAIRS if repair != "refit_output"]
     rows = []
     for sparsity in SPARSITIES[:-2]:
-        cells = []
+        row = [f"{sparsity:g}"]
+        row += [share(name, method, sparsity) for method in ("neuron", "matched_weight")]
+        weight, neuron = (values(name, method, sparsity) for method in ("weight", "neuron"))
+        row.append(gain(weight, neuron, 0.9))
         for repair in states:
             pair = [
                 values(name, method, sparsity, repair) for method in ("matched_weight", "neuron")
             ]
-            cells.append(f"{gain(*pair, 0.9)} {verdict(*pair, ('weights', 'neurons'))}")
-        rows.append([f"{sparsity:g}", share(name, "neuron", sparsity), *cells])
-    return markdown(["sparsity", "live", *(REPAIRS[repair] for repair in states)], rows)
+            row.append(f"{gain(*pair, 0.9)} {verdict(*pair, ('weights', 'neurons'))}")
+        rows.append(row)
+    heads = ["sparsity", "live, neurons", "live, matched", "weights over neurons, as pruned"]
+    return markdown([*heads, *(REPAIRS[repair] for repair in states)], rows)
 
 
 def retrained(name):
@@ -220,25 +225,27 @@ def retrained(name):
 
 
 def within_a_point(name, method, repair):
-    """The highest sparsity whose loss against dense is below one point, by the 95 % interval."""
+    """The highest sparsity whose loss against dense is below one point, by the 95 % interval.
+
+    None if there is none.
+    """
     dense = values(name, "dense")
-    losses = {level: limits(dense, values(name, method, level, repair)) for level in SPARSITIES}
-    return max(level for level, (_, _, high) in losses.items() if high < MARGIN)
+    networks = {level: values(name, method, level, repair) for level in SPARSITIES}
+    losses = {level: limits(dense, these) for level, these in networks.items() if len(these)}
+    return max((level for level, (*_, high) in losses.items() if high < MARGIN), default=None)
 
 
 def speed():
-    """The sizes and speeds that each repair buys within one point of the dense accuracy."""
+    """The sparsity and speed of each method that a repair keeps within one point of dense."""
     rows = []
     for name, title in TITLES.items():
         for repair in REPAIRS:
-            weight, neuron = (within_a_point(name, m, repair) for m in ("weight", "neuron"))
-            loss = gain(values(name, "dense"), values(name, "neuron", neuron, repair))
-            live = share(name, "neuron", neuron)
-            times = f"{speedup(name, 'neuron', neuron)}×"
-            row = [title, REPAIRS[repair], f"{weight:g}", f"{neuron:g}", loss, live, times]
+            row = [title, REPAIRS[repair]]
+            for method in METHODS:
+                level = within_a_point(name, method, repair)
+                row.append(f"{level:g}, {speedup(name, method, level)}×" if level else "none")
             rows.append(row)
-    heads = ["data set", "repair", "weights: sparsity", "neurons: sparsity"]
-    return markdown([*heads, "their loss in points", "their live share", "their speed"], rows, 2)
+    return markdown(["data set", "repair", *METHODS.values()], rows, 2)
 
 
 def distinct(rows, *columns):

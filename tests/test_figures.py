@@ -219,8 +219,10 @@ def test_title_and_caption_come_from_the_csv():
     [legend] = figure.legends
     assert legend.get_title().get_text() == "Fashion-MNIST: accuracy after one-shot pruning"
     caption = figure.get_supxlabel().replace("\n", " ")
-    for part in ("784-50-10", "epochs of Adam: 7", "0.001", "128", "seeds: 3", "CPU, test", "1000"):
+    for part in ("784-50-10", "epochs of Adam: 7", "0.001", "128", "seeds: 3", "CPU, test"):
         assert part in caption
+    assert "Images to refit on: 0" in caption  # nothing there is repaired
+    assert "Images to refit on: 1000" in draw_analysis(make_rows()).get_supxlabel()
     [legend] = draw_main(make_rows(dataset="digits")).legends
     assert legend.get_title().get_text().startswith("digits: ")
 
