@@ -527,6 +527,12 @@ def rng_for(seed, purpose):
     return np.random.default_rng([seed, *purpose.encode()])
 
 
+def choose_images(images, count, seed):
+    """Choose training images to refit on: an array [count, pixels]."""
+    chosen = rng_for(seed, "refit images").choice(len(images), count, replace=False)
+    return tf.gather(images, chosen).numpy()
+
+
 def run_seed(dataset, seed, options):
     """Run the experiment with one seed on a data set: train, prune, repair, measure.
 
@@ -571,10 +577,7 @@ def run_seed(dataset, seed, options):
         record("dense", 0.0, "retrain", models["dense"], retrain_epochs=retrain_epochs)
 
     refit_images = min(options.refit_images, len(dataset.train_images))
-    chosen = rng_for(seed, "refit images").choice(
-        len(dataset.train_images), refit_images, replace=False
-    )
-    images = tf.gather(dataset.train_images, chosen).numpy()
+    images = choose_images(dataset.train_images, refit_images, seed)
     dense_outputs = layer_outputs(dense, images)
 
     neuron_sizes = {}  # by sparsity

@@ -35,10 +35,8 @@ def learn(network, images, targets, epochs, generator):
 
 
 def choose(dataset, count, seed, dense):
-    """Choose training images to refit on, as `run_seed` does; return them and the dense outputs."""
-    generator = project.rng_for(seed, "refit images")
-    chosen = generator.choice(len(dataset.train_images), count, replace=False)
-    images = tf.gather(dataset.train_images, chosen).numpy()
+    """Choose training images to refit on; return them and the dense network's outputs."""
+    images = project.choose_images(dataset.train_images, count, seed)
     return images, project.layer_outputs(dense, images)
 
 
@@ -79,9 +77,11 @@ def repairs(dense, kernels, samples, foreign, seed):
     foreign: one from the other data set.
     """
     pruned = dense._replace(kernels=project.compact(kernels))
+    refit = {}  # by the number of images
     for count, (images, outputs) in samples.items():
         targets = project.live_outputs(outputs, kernels)
-        yield "refit", count, 0, project.refit_layers(pruned, images, targets)
+        refit[count] = project.refit_layers(pruned, images, targets)
+        yield "refit", count, 0, refit[count]
     images, outputs = foreign
     targets = project.live_outputs(outputs, kernels)
     count = project.REFIT_IMAGES
@@ -104,9 +104,8 @@ def repairs(dense, kernels, samples, foreign, seed):
 
     for epochs in DISTILLATION_EPOCHS:
         yield "distilled", count, epochs, distilled(pruned, epochs)
-    refit = project.refit_layers(pruned, images, targets)
     epochs = DISTILLATION_EPOCHS[0]
-    yield "refit_distilled", count, epochs, distilled(refit, epochs)
+    yield "refit_distilled", count, epochs, distilled(refit[count], epochs)
 
 
 def run_controls(dataset, other, seed):
