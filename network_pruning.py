@@ -16,57 +16,85 @@
 Trains dense ReLU networks, prunes them by weight magnitude and by the L2 norm of neurons, with
 random pruning as the baseline, repairs what is left, and plots the test accuracy.
 
-    python network_pruning.py             writes a CSV and three PNGs per data set to plots/
+    python network_pruning.py             writes figures and CSV files to plots/
     python network_pruning.py --help      lists the options
 
 The pruning functions are NumPy in, NumPy out:
 
     from network_pruning import prune_neurons, prune_weights, compact, refit
 
-Everything else needs `configure_tensorflow()` first.
+Training needs `configure_tensorflow()` first.
 """
 
 import argparse
 import contextlib
 import functools
+import glob
 import gzip
-import io
+import importlib.util
 import math
 import numbers
 import os
 import platform
 import re
-import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import textwrap
 import time
+import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-SCRIPT = Path(__file__).name
-REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-INSTALL = f"{sys.executable} -m pip install -r {REQUIREMENTS}"
-USE_CPU = "set the environment variable CUDA_VISIBLE_DEVICES=-1 to run on the CPU"
+PACKAGES = ("tensorflow", "numpy", "matplotlib", "pandas", "tqdm", "scikit-learn")
 
-try:
-    import numpy as np
-    from tqdm import tqdm
-except ImportError as missing:
-    if __name__ != "__main__":
-        raise
-    sys.exit(f"{SCRIPT}: error: {missing}; run {INSTALL}")
+
+def require(*names):
+    """Import packages. Raise ImportError, with one line, if one is missing, hidden or broken."""
+    for name in names:
+        spec = importlib.util.find_spec(name.partition(".")[0])
+        if spec and not spec.submodule_search_locations:  # a file, and every package is a folder
+            raise ImportError(f"{spec.origin} hides the package {name}; rename that file")
+        try:
+            if spec and not spec.origin:  # an unrelated folder of this name
+                raise ModuleNotFoundError(f"No module named {name!r}")
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            requirements = Path(__file__).with_name("requirements.txt")
+            packages = ["-r", str(requirements)] if requirements.exists() else PACKAGES
+            command = subprocess.list2cmdline([sys.executable, "-m", "pip", "install", *packages])
+            raise ImportError(f"{error}; run {command}") from error
+        except Exception as error:  # incompatible packages raise exceptions of many types
+            raise ImportError(f"{name} cannot be imported: {reason_of(error)}") from error
+
+
+def reason_of(error):
+    """Return what an exception says, in one line; its type, too, where a type is needed."""
+    text = error.strerror if isinstance(error, OSError) else None
+    return " ".join((text or repr(error)).split())
+
+
+if __name__ == "__main__":
+    try:
+        require("numpy", "tqdm")
+    except ImportError as error:
+        sys.exit(f"network_pruning.py: error: {error}")
+
+import numpy as np
+from tqdm import tqdm
 
 # TensorFlow takes seconds to import, pandas and Matplotlib take half a second: --help and `import
 # network_pruning` do without them.
 tf = keras = None  # set by `configure_tensorflow`
 
+__all__ = ["prune_weights", "prune_neurons", "compact", "refit", "prune_model", "main"]
+
 # ------------------------------------------------------------------------------------- recipe
 
+USE_CPU = "set the environment variable CUDA_VISIBLE_DEVICES=-1 to run on the CPU"
 HIDDEN_UNITS = (1000, 1000, 500, 200)
 EPOCHS = 10
 BATCH_SIZE = 128  # images
@@ -82,25 +110,56 @@ FAILED_LOSS = 100  # times the loss of chance, ln(classes); beyond it training d
 TIMING_ROUNDS = 3
 DECIMALS = 6  # of what was measured, in the CSV
 
-TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}  # downloaded by keras.datasets
-PAGES = {  # where their files can be downloaded by hand
-    "mnist": "https://github.com/cvdfoundation/mnist",
-    "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist",
-}
-BUNDLED = "digits"  # comes with scikit-learn
-DOWNLOAD_TIMEOUT = 10  # seconds without data
-
 # a progress bar where standard error is a terminal
 progress = functools.partial(tqdm, leave=False, disable=None if sys.stderr else True)
+
+
+def say(text, stream=None):
+    """Print text above the progress bars; where nobody reads it any more, the job goes on."""
+    stream = stream or sys.stdout
+    try:
+        with tqdm.external_write_mode():
+            print(text, file=stream, flush=True)
+    except OSError:
+        with contextlib.suppress(OSError):  # a notebook's stream is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def checksum(arrays):
+    """Return a checksum of the bytes of arrays."""
+    return functools.reduce(lambda crc, array: zlib.crc32(array.tobytes(), crc), arrays, 0)
 
 
 class UserError(Exception):
     """Something the user can fix. The message is one line: what is wrong and how to fix it."""
 
 
+def between(kind, low, high):
+    """Return a function that reads a number of this kind from `low` to `high`, both included.
+
+    That function raises ArgumentTypeError or ValueError for any other text.
+    """
+
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse says "invalid int value" by it
+    return parse
+
+
+# of options, and of the columns of the CSV
+FRACTION = between(float, 0, 1)
+POSITIVE = between(float, 0, sys.float_info.max)
+RATE = between(float, 1e-6, 1e6)
+NATURAL = between(int, 0, 2**32)
+COUNT = between(int, 1, 2**31 - 1)
+
+
 # ------------------------------------------------------------------------------------ pruning
-# NumPy in, NumPy out. The weights or units of a kernel are ranked, the least important first;
-# each sparsity removes the lowest-ranked ones.
+# NumPy in, NumPy out.
 
 
 def prune_weights(kernel, sparsity):
@@ -115,7 +174,8 @@ def prune_weights(kernel, sparsity):
     fraction in [0, 1]. Raises ValueError for anything else.
     """
     kernel = check_prunable(kernel, sparsity)
-    return zero_lowest(kernel, rank(magnitudes(kernel)), count_removed(sparsity, kernel.size))
+    scores = np.abs(kernel, dtype=np.float64)  # in which no integer's magnitude overflows
+    return zero_lowest(kernel, scores, sparsity)
 
 
 def prune_neurons(kernel, sparsity):
@@ -130,7 +190,9 @@ def prune_neurons(kernel, sparsity):
     Arguments: as for `prune_weights`.
     """
     kernel = check_prunable(kernel, sparsity)
-    return zero_lowest(kernel, rank(unit_norms(kernel)), count_removed(sparsity, kernel.shape[-1]))
+    # float64, in which the squares of float32 weights neither overflow nor vanish
+    norms = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]).astype(np.float64), axis=0)
+    return zero_lowest(kernel, norms, sparsity)
 
 
 def check_prunable(kernel, sparsity):
@@ -147,34 +209,22 @@ def check_prunable(kernel, sparsity):
     return kernel
 
 
-def magnitudes(kernel):
-    """Magnitude of each weight, in the shape of the kernel."""
-    return np.abs(kernel, dtype=np.float64)  # in which no integer's magnitude overflows
+def zero_lowest(kernel, scores, sparsity):
+    """Return a copy of a kernel with its weights or units of the lowest scores set to 0.
 
-
-def unit_norms(kernel):
-    """L2 norm of each unit's incoming weights, [units]."""
-    # float64, in which the squares of float32 weights neither overflow nor vanish
-    return np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]).astype(np.float64), axis=0)
-
-
-def rank(scores):
-    """Place of each score in ascending order, from 0; of equal scores the first comes first."""
-    order = np.argsort(scores, axis=None, kind="stable")
-    return np.argsort(order).reshape(scores.shape)
-
-
-def count_removed(sparsity, size):
-    """Return how many of `size` weights or units are removed at this sparsity."""
-    return round(float(sparsity) * size)  # a NumPy float16 cannot count that far
-
-
-def zero_lowest(kernel, ranks, cutoff):
-    """Return a copy of a kernel with the weights or units of ranks below `cutoff` set to 0.
-
-    ranks: of the weights, in the shape of the kernel, or of the units, [units].
+    scores: of the weights, in the shape of the kernel, or of the units, [units]. Of equal ones the
+    first in C order go first. Takes linear time. Raises ValueError for a score that is NaN.
     """
-    return np.where(ranks >= cutoff, kernel, kernel.dtype.type(0))
+    if np.isnan(scores).any():
+        raise ValueError("a score is NaN")
+    count = round(float(sparsity) * scores.size)  # a NumPy float16 cannot count that far
+    if count == 0:
+        return kernel.copy()
+    limit = np.partition(scores, count - 1, axis=None)[count - 1]
+    removed = scores < limit
+    equal = np.flatnonzero(scores == limit)
+    removed.flat[equal[: count - np.count_nonzero(removed)]] = True
+    return np.where(removed, kernel.dtype.type(0), kernel)
 
 
 def live_units(kernels):
@@ -213,6 +263,8 @@ def compact(kernels):
     if {len(shape) for shape in shapes} != {2} or not chained:
         advice = "leave out the output bias; hidden layers with biases cannot be compacted"
         raise ValueError(f"not kernels [fan_in, units] of consecutive layers: {shapes}; {advice}")
+    if any(0 in shape for shape in shapes):
+        raise ValueError(f"a layer without inputs or units: {shapes}")
     units = live_units(kernels)
     ends = zip(kernels, units, units[1:])
     small = [kernel[np.ix_(rows, columns)] for kernel, rows, columns in ends]
@@ -232,35 +284,55 @@ def refit(kernel, inputs, targets, steps=REFIT_STEPS, ridge=REFIT_RIDGE):
 
     kernel: [fan_in, units]. inputs: [n, fan_in], what the layer receives in the pruned network.
     targets: [n, units], what it should compute before bias and activation, such as what it
-    computes in the dense network. steps: the more, the closer to the minimum. ridge: relative to
-    the mean square of the inputs that are not always 0. Raises ValueError for shapes that do not
-    fit each other, no samples, and values that are not finite.
+    computes in the dense network. steps: the more, the closer to the minimum; a unit that has
+    reached it takes no more. ridge: at least 0, relative to the mean square of the inputs that are
+    not always 0. Raises ValueError for shapes that do not fit each other, no samples, values that
+    are not finite, and a result that would not be.
     """
-    kernel, inputs, targets = check_refittable(kernel, inputs, targets)
+    kernel, inputs, targets = check_refittable(kernel, inputs, targets, ridge)
     kept = kernel != 0
+    errors, error_exponents = in_unit_range(targets - inputs @ kernel, axis=0)
+    inputs, input_exponent = in_unit_range(inputs)
     gram = inputs.T @ inputs
     squares = gram.diagonal()
     penalty = ridge * squares.sum() / max(np.count_nonzero(squares), 1)
     gram += penalty * np.eye(len(gram), dtype=gram.dtype)
-    tiny = np.finfo(gram.dtype).tiny  # divides instead of 0 where nothing is left to improve
-    scale = 1 / np.maximum(gram.diagonal()[:, np.newaxis], tiny)
+    scale = 1 / np.maximum(gram.diagonal()[:, np.newaxis], np.finfo(gram.dtype).tiny)
     change = np.zeros_like(kernel)
-    residual = kept * (inputs.T @ (targets - inputs @ kernel))
+    residual = kept * (inputs.T @ errors)
     direction = scale * residual
     length = np.sum(residual * direction, axis=0)
+    rounding = np.finfo(gram.dtype).eps ** 2 * length
     for _ in range(steps):
+        going = length > rounding
         curved = kept * (gram @ direction)
-        step = length / np.maximum(np.sum(direction * curved, axis=0), tiny)
+        curvature = np.sum(direction * curved, axis=0)
+        step = np.where(going, length / np.where(going, curvature, 1), 0)
         change += step * direction
         residual = residual - step * curved
-        previous = length
+        previous = np.where(going, length, 1)
         length = np.sum(residual * scale * residual, axis=0)
-        direction = scale * residual + length / np.maximum(previous, tiny) * direction
-    return kernel + change
+        direction = scale * residual + length / previous * direction
+    result = kernel + np.ldexp(change, error_exponents - input_exponent)
+    if not np.isfinite(result).all():
+        raise ValueError(f"the refit weights are too large for {result.dtype}")
+    return result
 
 
-def check_refittable(kernel, inputs, targets):
-    """Return the arguments of `refit` as arrays of one float type; raise ValueError if unfit."""
+def in_unit_range(array, axis=None):
+    """Divide an array by a power of 2, or by one along an axis; return the exponents, too.
+
+    The largest magnitude is then in [0.5, 1): its square neither overflows nor vanishes, and no
+    number has lost a digit.
+    """
+    exponents = np.frexp(np.abs(array).max(axis=axis, initial=0))[1]
+    return np.ldexp(array, -exponents), exponents
+
+
+def check_refittable(kernel, inputs, targets, ridge):
+    """Return the arrays of `refit` as arrays of one float type; raise ValueError if unfit."""
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"ridge is a finite number of at least 0, not {ridge}")
     kernel, inputs, targets = np.asarray(kernel), np.asarray(inputs), np.asarray(targets)
     fitting = kernel.ndim == inputs.ndim == 2 and inputs.shape[1] == kernel.shape[0]
     if not fitting or len(inputs) == 0 or targets.shape != (len(inputs), kernel.shape[1]):
@@ -298,8 +370,8 @@ class Network(NamedTuple):
         return (self.kernels[0].shape[0], *(kernel.shape[1] for kernel in self.kernels))
 
 
-def new_network(sizes, rng):
-    """Make a network with Glorot-uniform kernels and a bias of 0; sizes: see `Network.sizes`.
+def initial_network(sizes, rng):
+    """Make an untrained network: Glorot-uniform kernels, a bias of 0; sizes: see `Network.sizes`.
 
     Glorot and Bengio 2010, "Understanding the Difficulty of Training Deep Feedforward Neural
     Networks".
@@ -319,14 +391,8 @@ def layer_inputs(network, images):
     return inputs
 
 
-def layer_outputs(network, images):
-    """What each layer computes before bias and activation: arrays [n, units]."""
-    inputs = layer_inputs(network, images)
-    return [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, network.kernels)]
-
-
 def live_outputs(outputs, kernels):
-    """What the live units of pruned kernels computed before; outputs: as from `layer_outputs`."""
+    """What the live units of pruned kernels computed before; outputs: of each layer, [n, units]."""
     return [layer[:, units] for layer, units in zip(outputs, live_units(kernels)[1:])]
 
 
@@ -396,392 +462,6 @@ def refit_layers(network, images, targets):
     return network._replace(kernels=kernels)
 
 
-# --------------------------------------------------------------------------------- experiment
-# To add a method, add an entry to METHODS and one to STYLES. To add a repair, which is what is done
-# to a pruned network, add an entry to REPAIRS, one to STYLES and its lines to `run_seed`.
-
-
-class Method(NamedTuple):
-    """How a method prunes the kernels of the hidden layers."""
-
-    rank: Callable  # (kernels, rng) -> for each layer, the ranks of its weights or units
-    cutoffs: Callable  # (kernels, ranks, sparsity) -> for each layer, the lowest rank that stays
-
-    def prune(self, kernels, ranks, sparsity):
-        """Return copies of the kernels of the hidden layers, pruned; ranks: from `rank`."""
-        return list(map(zero_lowest, kernels, ranks, self.cutoffs(kernels, ranks, sparsity)))
-
-
-def rank_weights(kernels, rng):
-    """Rank the weights of each layer by magnitude."""
-    return [rank(magnitudes(kernel)) for kernel in kernels]
-
-
-def rank_neurons(kernels, rng):
-    """Rank the neurons of each layer by the L2 norm of their incoming weights."""
-    return [rank(unit_norms(kernel)) for kernel in kernels]
-
-
-def rank_all_weights(kernels, rng):
-    """Rank the weights of all layers together by magnitude."""
-    ranks = rank(np.concatenate([magnitudes(kernel).ravel() for kernel in kernels]))
-    ends = np.cumsum([kernel.size for kernel in kernels])
-    layers = np.split(ranks, ends[:-1])
-    return [layer.reshape(kernel.shape) for layer, kernel in zip(layers, kernels)]
-
-
-def shuffle_weights(kernels, rng):
-    """Rank the weights of each layer at random."""
-    return [rng.permutation(kernel.size).reshape(kernel.shape) for kernel in kernels]
-
-
-def shuffle_neurons(kernels, rng):
-    """Rank the neurons of each layer at random."""
-    return [rng.permutation(kernel.shape[1]) for kernel in kernels]
-
-
-def same_share(kernels, ranks, sparsity):
-    """Remove the same share of what is ranked in each layer."""
-    return [count_removed(sparsity, layer.size) for layer in ranks]
-
-
-def share_of_all(kernels, ranks, sparsity):
-    """Remove a share of all layers together: the ranks are common to them."""
-    return [count_removed(sparsity, sum(layer.size for layer in ranks))] * len(ranks)
-
-
-def as_neurons(kernels, ranks, sparsity):
-    """Keep as many weights in each layer as neuron pruning leaves live.
-
-    Some of those kept may lead to units that reach nothing, or come from units that nothing
-    reaches, and so have no effect.
-    """
-    output = np.ones((kernels[-1].shape[1], 1))  # an output layer that every unit reaches
-    *left, _ = compact([*(prune_neurons(kernel, sparsity) for kernel in kernels), output])
-    return [kernel.size - np.count_nonzero(live) for kernel, live in zip(kernels, left)]
-
-
-METHODS = {
-    "weight": Method(rank_weights, same_share),
-    "neuron": Method(rank_neurons, same_share),
-    "matched_weight": Method(rank_weights, as_neurons),
-    "random_weight": Method(shuffle_weights, same_share),
-    "random_neuron": Method(shuffle_neurons, same_share),
-    # the rule of torch's `global_unstructured`
-    "global_weight": Method(rank_all_weights, share_of_all),
-}
-DEFAULT_METHODS = ("weight", "neuron", "matched_weight", "random_weight", "random_neuron")
-
-REPAIRS = {  # name: title in figures and tables
-    "none": "as pruned",
-    "no_bias": "without the output bias",
-    "refit_output": "output layer refit",
-    "refit": "refit",
-    "retrain": "retrained",
-}
-
-MEASURED = ["test_accuracy", "test_loss", "live_fraction", "stored_fraction"]
-
-
-def evaluate(outputs, labels):
-    """Accuracy in [0, 1] and mean cross-entropy in nats of logits [n, classes]."""
-    outputs = outputs.astype(np.float64)
-    losses = np.logaddexp.reduce(outputs, axis=1) - outputs[np.arange(len(labels)), labels]
-    return np.mean(outputs.argmax(axis=1) == labels), losses.mean()
-
-
-def time_sizes(layer_sizes, images):
-    """Time a pass over images for networks of these sizes; return {sizes: best seconds}.
-
-    Only the sizes decide how fast a network is, so the weights are random ones. Every round visits
-    every network once, so that changes in the machine's speed affect all alike.
-    """
-    seconds = dict.fromkeys(layer_sizes, math.inf)
-    networks = {}
-    for sizes in seconds:
-        network = new_network(sizes, np.random.default_rng(0))
-        networks[sizes] = network._replace(kernels=list(map(tf.constant, network.kernels)))
-    for _ in range(TIMING_ROUNDS):
-        for sizes, network in networks.items():
-            began = time.perf_counter()
-            logits(network, images).numpy()  # waits for a GPU
-            seconds[sizes] = min(seconds[sizes], time.perf_counter() - began)
-    return seconds
-
-
-def measure(network, features, labels):
-    """Measure a network on the test set; features [n, units] is what its output layer receives."""
-    outputs = tf.matmul(features, network.kernels[-1]).numpy() + network.bias
-    accuracy, loss = evaluate(outputs, labels)
-    return {
-        "test_accuracy": accuracy,
-        "test_loss": loss,
-        "live_weights": sum(np.count_nonzero(kernel) for kernel in network.hidden),
-        "stored_weights": sum(kernel.size for kernel in network.hidden),
-        "layer_sizes": network.sizes,
-    }
-
-
-def rng_for(seed, purpose):
-    """Make the generator of one purpose, so that no option changes what another one draws."""
-    return np.random.default_rng([seed, *purpose.encode()])
-
-
-def choose_images(images, count, seed):
-    """Choose training images to refit on: an array [count, pixels]."""
-    chosen = rng_for(seed, "refit images").choice(len(images), count, replace=False)
-    return tf.gather(images, chosen).numpy()
-
-
-def run_seed(dataset, seed, options):
-    """Run the experiment with one seed on a data set: train, prune, repair, measure.
-
-    Returns a data frame with a row for each network and repair, and the dense and the neuron-pruned
-    networks by name, each after its last repair.
-    """
-    rows = []
-
-    def learn(network, epochs, name):
-        return train(
-            network,
-            dataset.train_images,
-            dataset.train_targets,
-            epochs,
-            options.batch_size,
-            options.learning_rate,
-            rng_for(seed, f"train {name}"),
-        )
-
-    def record(method, sparsity, repair, network, features=None, refit_images=0, retrain_epochs=0):
-        if features is None:  # what the output layer receives for the test images
-            features = layer_inputs(network, dataset.test_images)[-1]
-        row = {
-            "method": method,
-            "sparsity": sparsity,
-            "repair": repair,
-            "refit_images": refit_images,
-            "retrain_epochs": retrain_epochs,
-        }
-        rows.append(row | measure(network, features, dataset.test_labels))
-
-    pixels = dataset.train_images.shape[1]
-    classes = dataset.train_targets.shape[1]
-    retrain_epochs = options.retrain_epochs
-    new = new_network((pixels, *options.hidden_units, classes), rng_for(seed, "new dense"))
-    dense = learn(new, options.epochs, "dense")
-    record("dense", 0.0, "none", dense)
-    record("dense", 0.0, "no_bias", Network(dense.kernels, 0 * dense.bias))
-    models = {"dense": dense}
-    if retrain_epochs > 0:
-        models["dense"] = learn(dense, retrain_epochs, "dense again")
-        record("dense", 0.0, "retrain", models["dense"], retrain_epochs=retrain_epochs)
-
-    refit_images = min(options.refit_images, len(dataset.train_images))
-    images = choose_images(dataset.train_images, refit_images, seed)
-    dense_outputs = layer_outputs(dense, images)
-
-    neuron_sizes = {}  # by sparsity
-    for method in progress(options.methods, unit="method"):
-        ranks = METHODS[method].rank(dense.hidden, rng_for(seed, f"prune {method}"))
-        for sparsity in options.sparsities:
-            hidden = METHODS[method].prune(dense.hidden, ranks, sparsity)
-            kernels = [*hidden, dense.kernels[-1]]
-            pruned = Network(compact(kernels), dense.bias)
-            features = layer_inputs(pruned, dataset.test_images)[-1]
-            record(method, sparsity, "none", pruned, features)
-            record(method, sparsity, "no_bias", Network(pruned.kernels, 0 * dense.bias), features)
-            last = pruned
-            if refit_images > 0:
-                wanted = live_outputs(dense_outputs, kernels)
-                last = refit_output(pruned, images, wanted)
-                record(method, sparsity, "refit_output", last, features, refit_images)
-                last = refit_layers(pruned, images, wanted)
-                record(method, sparsity, "refit", last, refit_images=refit_images)
-            if retrain_epochs > 0:
-                last = learn(pruned, retrain_epochs, f"{method} {sparsity}")
-                record(method, sparsity, "retrain", last, retrain_epochs=retrain_epochs)
-            if method == "neuron":
-                neuron_sizes[sparsity] = pruned.sizes
-                models[f"neuron-{sparsity}"] = last
-
-    # A control: new networks of the sizes of neuron-pruned ones, trained for as many epochs in all.
-    # They count as retrained, to be drawn beside those.
-    if retrain_epochs > 0:
-        for sparsity, sizes in progress(neuron_sizes.items(), unit="network"):
-            new = new_network(sizes, rng_for(seed, f"new scratch {sparsity}"))
-            scratch = learn(new, options.epochs + retrain_epochs, f"scratch {sparsity}")
-            record("scratch", sparsity, "retrain", scratch, retrain_epochs=retrain_epochs)
-
-    return tabulate(rows, dataset, seed, options), models
-
-
-def tabulate(rows, dataset, seed, options):
-    """Complete the rows of a seed, the dense network's first; return them as a data frame."""
-    import pandas
-
-    table = pandas.DataFrame(rows)
-    dense = rows[0]
-    seconds = time_sizes(table["layer_sizes"], dataset.test_images)
-    table["speedup"] = seconds[dense["layer_sizes"]] / table["layer_sizes"].map(seconds)
-    table["live_fraction"] = table["live_weights"] / dense["stored_weights"]
-    table["stored_fraction"] = table["stored_weights"] / dense["stored_weights"]
-    table = table.round(dict.fromkeys([*MEASURED, "speedup"], DECIMALS))
-    table["layer_sizes"] = ["-".join(map(str, sizes)) for sizes in table["layer_sizes"]]
-    return table.assign(
-        dataset=dataset.name,
-        seed=seed,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-    )
-
-
-# ------------------------------------------------------------------------------------ results
-
-
-COLUMNS = {  # of the CSV, with their types; the README says what they mean
-    "dataset": str,
-    "seed": int,
-    "method": str,
-    "sparsity": float,
-    "repair": str,
-    "test_accuracy": float,
-    "test_loss": float,
-    "live_fraction": float,
-    "stored_fraction": float,
-    "layer_sizes": str,
-    "speedup": float,
-    "refit_images": int,
-    "retrain_epochs": int,
-    "epochs": int,
-    "batch_size": int,
-    "learning_rate": float,
-    "device": str,
-    "versions": str,
-}
-KEY = ["dataset", "seed", "method", "sparsity", "repair"]  # which network a row is about
-DATASET_NAME = r"\w[\w. -]*"  # also a file name, so without path separators
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Yield a path to write to, whose file then atomically replaces `path`.
-
-    Raises UserError if it cannot be written; an earlier file is then left as it was.
-    """
-    try:
-        # a folder of its own: another process may be writing the same file
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            yield Path(folder, path.name)
-            os.replace(Path(folder, path.name), path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def write_results(path, rows):
-    """Write rows to a CSV file."""
-    text = rows[list(COLUMNS)].to_csv(index=False, lineterminator="\n")
-    with replacing(path) as temporary:
-        temporary.write_bytes(text.encode())
-
-
-def read_results(path):
-    """Read the rows of a CSV file as text, so that writing them again gives the same bytes.
-
-    Raises UserError if it is not a file of this script.
-    """
-    import pandas
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            rows = pandas.read_csv(file, dtype=str, keep_default_na=False)
-        if not set(COLUMNS) <= set(rows.columns):
-            raise ValueError("columns are missing")
-        rows.astype(COLUMNS)
-        named = rows["dataset"].str.fullmatch(DATASET_NAME).all()
-        if not named or "dense" not in set(rows["method"]):
-            raise ValueError("it lacks a dense network or the name of the data set")
-    except (LookupError, ValueError) as error:
-        raise UserError(f"{path} is not a CSV file of this script: {error}") from error
-    return rows
-
-
-def check_seeds(path, seeds):
-    """Raise UserError if writing results of these seeds to a CSV file would lose those of others.
-
-    The file is replaced after the first seed: an interrupted job loses what it had of later ones.
-    """
-    try:
-        lost = set(read_results(path)["seed"].astype(int)) - set(seeds)
-    except FileNotFoundError:
-        return
-    if lost:
-        named = " ".join(map(str, sorted(lost)))
-        advice = "add them to --seeds, or pass another --output-dir and --merge the files later"
-        raise UserError(f"{path} has results of seeds that would be lost, {named}; {advice}")
-
-
-def merge_results(paths):
-    """Read CSV files and return their rows as text, sorted by seed.
-
-    Rows about the same network and repair are kept once. Raises UserError if files disagree on what
-    was measured, other than times, or if their networks were not made by the same recipe.
-    """
-    import pandas
-
-    rows = pandas.concat([read_results(path).assign(file=str(path)) for path in paths])
-    dense = rows[rows["method"] == "dense"]
-    check_agreement(dense, ["dataset"], ["layer_sizes"])
-    check_agreement(rows, ["dataset"], ["epochs", "batch_size", "learning_rate"])
-    check_agreement(rows, ["dataset", "repair"], ["refit_images", "retrain_epochs"])
-    check_agreement(rows, KEY, [*MEASURED, "layer_sizes"])
-    rows = rows.drop_duplicates(KEY)
-    return rows.sort_values("seed", key=lambda seeds: seeds.astype(int), kind="stable")
-
-
-def check_agreement(rows, same, agree):
-    """Raise UserError, naming the files, if rows with the `same` values differ in `agree`."""
-    distinct = rows.drop_duplicates([*same, *agree])
-    differing = distinct[distinct.duplicated(same, keep=False)].sort_values(same, kind="stable")
-    if not differing.empty:
-        first, second = differing.iloc[0], differing.iloc[1]
-        what = next(name for name in agree if first[name] != second[name])
-        where = ", ".join(f"{name} {first[name]}" for name in same)
-        raise UserError(
-            f"{first['file']} and {second['file']} cannot be merged: for {where}, {what} is "
-            f"{first[what]} in one and {second[what]} in the other"
-        )
-
-
-def curves(rows, repair):
-    """Return the rows of each method after a repair, by method.
-
-    Each curve begins with the dense network: after the same repair, or else as trained.
-    """
-    import pandas
-
-    dense = rows[rows["method"] == "dense"]
-    repaired = dense[dense["repair"] == repair]
-    start = dense[dense["repair"] == "none"] if repaired.empty else repaired
-    pruned = rows[(rows["repair"] == repair) & (rows["method"] != "dense")]
-    return {
-        method: pandas.concat([start, curve])
-        for method, curve in pruned.groupby("method", sort=False)
-    }
-
-
-def accuracy_table(rows, repair):
-    """Lay out mean and standard deviation over seeds of the test accuracy, a line per sparsity."""
-    import pandas
-
-    methods = curves(rows, repair)
-    curve = pandas.concat(methods, names=["curve"])
-    accuracy = curve.groupby(["sparsity", "curve"])["test_accuracy"]
-    spread = accuracy.std().map(" \u00b1 {:.4f}".format).replace(" \u00b1 nan", "")
-    cells = (accuracy.mean().map("{:.4f}".format) + spread).unstack(fill_value="")
-    return cells[list(methods)].rename_axis(columns=None).to_string()
-
-
 def keras_model(network):
     """Build a compiled keras.Sequential of a network: images [n, pixels] in [0, 1] to logits."""
     pixels, *hidden, classes = network.sizes
@@ -797,200 +477,59 @@ def keras_model(network):
     return model
 
 
-def save_models(path, networks):
-    """Save networks by name as Keras models beside a CSV file."""
-    for name, network in networks.items():
-        with replacing(path.with_name(f"{path.stem}-{name}.keras")) as temporary:
-            keras_model(network).save(temporary)
+def prune_model(model, sparsity, images):
+    """Return a copy of a trained Keras model, its Dense layers pruned by magnitude and refit.
 
+    The last Dense layer is the classifier: it is refit, but not pruned. Biases and other layers
+    stay as they are, and the copy is not compiled. See `prune_weights` and `refit`.
 
-# ------------------------------------------------------------------------------------ figures
-# Drawn from the CSV alone. Blue and orange differ for most kinds of colour vision, and in lightness
-# when printed in grey; the random baselines are thin and lie behind.
-
-
-BASELINE = dict(ls=":", lw=1, zorder=1.5)
-STYLES = {  # of methods and repairs, as for Axes.plot
-    "weight": dict(label="weights, by magnitude", color="#00508f", marker="o"),
-    "neuron": dict(label="neurons, by L2 norm", color="#e07b00", marker="s", ls="--"),
-    "matched_weight": dict(label="weights, matched to neurons", color="#45a5e0", marker="^"),
-    "global_weight": dict(label="weights, ranked globally", color="#9040b0", marker="D"),
-    "random_weight": dict(BASELINE, label="random weights", color="#707070", marker="o"),
-    "random_neuron": dict(BASELINE, label="random neurons", color="#a0a0a0", marker="s"),
-    "scratch": dict(label="small networks from scratch", color="#2a8000", marker="v", ls="-."),
-    # repairs, the stronger the darker
-    "none": dict(label=REPAIRS["none"], color="#f0a030", marker="o"),
-    "no_bias": dict(label=REPAIRS["no_bias"], color="#e06040", marker="^", ls=":"),
-    "refit_output": dict(label=REPAIRS["refit_output"], color="#b04080", marker="D", ls="-."),
-    "refit": dict(label=REPAIRS["refit"], color="#5050b0", marker="s", ls="--"),
-    "retrain": dict(label=REPAIRS["retrain"], color="#101040", marker="v"),
-}
-
-
-def draw_panel(ax, curves_by_name, x, y):
-    """Draw column y against column x, a share: mean, spread and single seeds of each curve.
-
-    curves_by_name: the rows of each method or repair in STYLES.
+    model: Sequential or functional. sparsity: a fraction in [0, 1]. images: [n, ...], what the
+    model is fed; 1,000 training images will do, without labels. Raises ValueError for a model
+    without hidden Dense layers, or with one that has adapters (LoRA) or quantized weights.
     """
-    for name, style in STYLES.items():
-        if name not in curves_by_name:
-            continue
-        curve = curves_by_name[name]
-        alive = curve.groupby("sparsity")["live_fraction"].transform("max") > 0
-        curve = curve[alive]  # not where nothing is left in any network
-        at = curve.pivot(index="sparsity", columns="seed", values=x)
-        values = curve.pivot(index="sparsity", columns="seed", values=y)
-        mean_at = at.mean(axis=1)
-        mean = values.mean(axis=1)
-        deviation = values.std(axis=1)  # NaN for a single seed: no band
-        color = style["color"]
-        ax.fill_between(mean_at, mean - deviation, mean + deviation, color=color, alpha=0.2, lw=0)
-        ax.plot(at, values, lw=0.5, color=color, alpha=0.2)
-        ax.plot(mean_at, mean, ms=4, **style)
-    ax.grid(color="#dddddd", lw=0.6)
-    ax.set_xscale("log")
-    least = min(curve.loc[curve[x] > 0, x].min() for curve in curves_by_name.values())
-    ax.set_xlim(1.2, np.clip(least, 0.001, 0.01) / 1.2)
-    if x == "kept":
-        set_log_ticks(ax.xaxis, lambda kept, position: f"{1 - kept:.6g}")
-        ax.set_xlabel("sparsity (log scale of the share kept)")
-    else:
-        set_log_ticks(ax.xaxis, "{x:g}", steps=(1,))
-        ax.set_xlabel("share of the weights that can act (live)")
-    if y == "speedup":
-        ax.set_yscale("log")
-        set_log_ticks(ax.yaxis, "{x:g}x")
-        ax.set_ylabel("speed-up over dense")
-    else:
-        ax.set_ylim(0, 1.02)
-        ax.set_ylabel("test accuracy")
+    from keras import Model, layers, models
 
+    def received(network, layer):
+        part = Model(network.inputs[0], layer.input)
+        return part.predict(images, verbose=0).reshape(-1, layer.input.shape[-1])
 
-def set_log_ticks(axis, label, steps=(1, 2, 5)):
-    """Put ticks at these multiples of the powers of ten along a logarithmic axis.
-
-    label: a format string of x, or a function of the value and its position.
-    """
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axis.set_major_locator(LogLocator(subs=steps))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(label)
-
-
-def new_figure(width, height):
-    """Make an empty figure; sizes in inches."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=160, layout="constrained")
-
-
-def draw_main(rows):
-    """Draw accuracy against sparsity, as pruned, with a close-up of the dense accuracy."""
-    figure = new_figure(5.4, 6.8)
-    close, whole = figure.subplots(2, sharex=True, height_ratios=(2, 5))
-    rows = rows[rows["repair"] == "none"]
-    methods = curves(rows, "none")
-    for name in ("matched_weight", "global_weight"):  # need an explanation; the analysis shows them
-        if len(methods) > 1:
-            methods.pop(name, None)
-    dense = rows[rows["method"] == "dense"]
-    reference = dense["test_accuracy"].mean()
-    chance = 1 / int(dense["layer_sizes"].iloc[0].rpartition("-")[2])
-    for ax in (close, whole):
-        draw_panel(ax, methods, "kept", "test_accuracy")
-        ax.axhline(reference, color="black", lw=0.8, label=f"dense network: {reference:.3f}")
-        ax.axhline(chance, color="black", lw=0.8, ls=(0, (1, 3)), label=f"chance: {chance:.3g}")
-    whole.set_yticks(np.linspace(0, 1, 11))
-    close.set(xlabel=None, ylabel="close-up", ylim=(reference - 0.05, reference + 0.01))
-    add_texts(figure, "accuracy after one-shot pruning", rows)
-    return figure
-
-
-def draw_ladder(rows):
-    """Draw accuracy after each repair against live weights: a panel for the first two methods."""
-    repairs = {repair: curves(rows, repair) for repair in REPAIRS}
-    methods = [method for method in STYLES if method in repairs["none"]][:2]
-    figure = new_figure(7.2, 4.6)
-    axes = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
-    for ax, method in zip(axes, methods):
-        steps = {repair: of[method] for repair, of in repairs.items() if method in of}
-        draw_panel(ax, steps, "live_fraction", "test_accuracy")
-        ax.set_title(STYLES[method]["label"])
-        ax.label_outer()
-    least = min(ax.get_xlim()[1] for ax in axes)
-    for ax in axes:
-        ax.set_xlim(right=least)
-    add_texts(figure, "what each repair gives back", rows)
-    return figure
-
-
-def draw_analysis(rows):
-    """Draw accuracy against sparsity of every method, a panel for each repair; the speed-up."""
-    repairs = {repair: curves(rows, repair) for repair in REPAIRS}
-    panels = [(REPAIRS[name], repairs[name], "test_accuracy") for name in REPAIRS if repairs[name]]
-    panels.append(("speed", repairs["none"], "speedup"))
-    columns = min(3, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    figure = new_figure(3.6 * columns, 3.2 * lines + 1)
-    axes = figure.subplots(lines, columns).flatten()
-    for ax, (title, methods, y) in zip(axes, panels):
-        draw_panel(ax, methods, "kept", y)
-        ax.set_title(title)
-    for ax in axes[len(panels) :]:
-        ax.remove()
-    add_texts(figure, "what pruning breaks, and what repairs it", rows)
-    return figure
-
-
-def add_texts(figure, title, rows):
-    """Add title, legend, and what was run in small print, so that a picture can stand alone."""
-    first = rows[rows["method"] == "dense"].iloc[0]
-    inches = figure.get_figwidth()
-    where = rows["device"].unique().tolist() + rows["versions"].unique().tolist()
-    caption = (
-        f"{first['layer_sizes']} with ReLU; epochs of Adam: {first['epochs']}, at a rate of "
-        f"{first['learning_rate']:g}, batches of {first['batch_size']}. Images to refit on: "
-        f"{rows['refit_images'].max()}; epochs of retraining: {rows['retrain_epochs'].max()}. "
-        "Mean, standard deviation (band) and single networks (pale); seeds: "
-        f"{rows['seed'].nunique()}. {'; '.join(where)}."
-    )
-    figure.supxlabel(textwrap.fill(caption, round(17 * inches)), fontsize=7, color="#444444")
-    lines = {}
-    for ax in figure.axes:
-        lines |= {line.get_label(): line for line in ax.get_legend_handles_labels()[0]}
-    figure.legend(
-        handles=list(lines.values()),
-        title=f"{TITLES.get(first['dataset'], first['dataset'])}: {title}",
-        title_fontsize="large",
-        ncols=int(inches / 2.3),
-        loc="outside upper center",
-        frameon=False,
-    )
-
-
-def draw_figures(path):
-    """Draw the figures of a CSV file beside it, whatever Matplotlib's settings are."""
-    import matplotlib
-
-    rows = read_results(path).astype(COLUMNS)
-    rows["kept"] = 1 - rows["sparsity"]
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        save_figure(path.with_name(f"{path.stem}.png"), draw_main(rows))
-        save_figure(path.with_name(f"{path.stem}-ladder.png"), draw_ladder(rows))
-        save_figure(path.with_name(f"{path.stem}-analysis.png"), draw_analysis(rows))
-
-
-def save_figure(path, figure):
-    """Save a figure as a PNG."""
-    image = io.BytesIO()  # drawn before there is a temporary file, which Ctrl-C would leave behind
-    figure.savefig(image, format="png")
-    with replacing(path) as temporary:
-        temporary.write_bytes(image.getvalue())
+    dense = [layer for layer in model.layers if isinstance(layer, layers.Dense)]
+    if len(dense) < 2:
+        raise ValueError("the model has no Dense layers before its classifier")
+    for layer in dense:
+        if len(layer.weights) != 1 + layer.use_bias:
+            reason = "adapters or quantized weights; merge or dequantize them first"
+            raise ValueError(f"layer {layer.name} has {reason}")
+    pruned = models.clone_model(model)
+    pruned.set_weights(model.get_weights())
+    for layer in dense:
+        kernel, *bias = layer.get_weights()
+        targets = received(model, layer) @ kernel
+        if layer is not dense[-1]:
+            kernel = prune_weights(kernel, sparsity)
+        copy = pruned.get_layer(layer.name)
+        copy.set_weights([refit(kernel, received(pruned, copy), targets), *bias])
+    return pruned
 
 
 # --------------------------------------------------------------------------------------- data
+
+TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}  # downloaded by keras.datasets
+PAGES = {  # where their files can be downloaded by hand
+    "mnist": "https://github.com/cvdfoundation/mnist",
+    "fashion_mnist": "https://github.com/zalandoresearch/fashion-mnist",
+}
+BUNDLED = "digits"  # comes with scikit-learn
+PARTS = ("training images", "training labels", "test images", "test labels")
+DOWNLOAD_TIMEOUT = 10  # seconds without data
+
+
+def dataset_name(text):
+    """Return the name of a data set; raise ArgumentTypeError unless it can name one folder."""
+    name = str(Path(text))  # without a slash at the end
+    if name != Path(text).name or name in ("", "..") or not name.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder")
+    return name
 
 
 class Dataset(NamedTuple):
@@ -1001,62 +540,76 @@ class Dataset(NamedTuple):
     train_targets: object  # [n, classes], float32, one-hot
     test_images: object  # as those of training
     test_labels: np.ndarray  # [n], indices of the classes
+    checksum: int  # of the images and labels as they came
+
+    @property
+    def majority_accuracy(self):
+        """Accuracy on the test set of always naming its most frequent class."""
+        return np.bincount(self.test_labels).max() / len(self.test_labels)
 
 
 def load_datasets(names, data_dir):
     """Load the named data sets; where none is named, MNIST and Fashion-MNIST.
 
-    If these two are to be downloaded and cannot be, the bundled digits are used instead. Raises
-    UserError for a data set that is unavailable.
+    One of these two that cannot be downloaded is left out; if both are, the bundled digits are used
+    instead. Raises UserError for any other data set that is unavailable.
     """
-    try:
+    if names or data_dir:
         return [load_dataset(name, data_dir) for name in dict.fromkeys(names or TITLES)]
-    except UserError as error:
-        if names or data_dir:
-            raise
-        print(f"{error}\nUsing scikit-learn's {BUNDLED} instead.", file=sys.stderr)
-        return [load_dataset(BUNDLED, data_dir)]
+    datasets = []
+    for name in TITLES:
+        try:
+            datasets.append(load_dataset(name, None))
+        except UserError as error:
+            say(error, sys.stderr)
+    if not datasets:
+        say(f"Using scikit-learn's {BUNDLED} instead.", sys.stderr)
+    return datasets or [load_dataset(BUNDLED, None)]
 
 
 def load_dataset(name, data_dir):
     """Load one data set, from the IDX files in a folder of `data_dir` if given, and check it."""
-    parts = ("training images", "training labels", "test images", "test labels")
-    if data_dir:
-        sources = [find_file(data_dir / name, part) for part in parts]
-        arrays = [read_idx(path) for path in sources]
+    if name == BUNDLED and not (data_dir and (data_dir / name).exists()):
+        arrays = load_digits()
+    elif data_dir:
+        files = files_below(data_dir / name)
+        arrays = [read_part(data_dir / name, files, part) for part in PARTS]
     else:
-        sources = [f"{name}: {part}" for part in parts]
-        arrays = load_digits() if name == BUNDLED else download(name)
-    return prepare(name, arrays, sources)
+        arrays = download(name)
+    return prepare(name, arrays)
 
 
-def find_file(folder, part):
-    """Return the one file in a folder, or below it, whose name says that it holds a part.
+def files_below(folder):
+    """List the files in a folder and below it, links followed; raise UserError if it is unreadable.
 
-    part: such as "test images", said by `images` after `test` or `t10k`. Copies, such as a packed
-    file beside the unpacked one, count as one. Raises UserError if there is none, or several that
-    differ.
+    Hidden files are left out.
+    """
+    try:
+        os.listdir(folder)  # glob would find nothing, and not say why
+    except OSError as error:
+        raise UserError(f"{folder} (in --data-dir) cannot be read: {error.strerror}") from error
+    paths = sorted(folder / name for name in glob.glob("**", root_dir=folder, recursive=True))
+    files = {os.path.realpath(path): path for path in paths if path.is_file()}  # each of them once
+    return list(files.values())
+
+
+def read_part(folder, files, part):
+    """Read the one of these files whose name says that it holds a part.
+
+    Its name has `images` or `labels` after `train`, or else after `test` or `t10k`. Several that
+    hold the same, such as a packed file beside the unpacked one, count as one. Raises UserError if
+    there is none, or several that differ.
     """
     which, kind = part.split()
     word = "train" if which == "training" else "(?<![a-z])(test|t10k)"
-    files = [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
     found = [path for path in files if re.search(f"{word}.*{kind}", path.name.lower())]
-    if len(found) == 1 or len({unpacked(path) for path in found}) == 1:
-        return found[0]
-    some = (found or files)[:9]
-    names = ", ".join(str(path.relative_to(folder)) for path in some) or "nothing"
+    arrays = [read_idx(path) for path in found]
+    if arrays and all(np.array_equal(array, arrays[0]) for array in arrays):
+        return arrays[0]
+    names = ", ".join(str(path.relative_to(folder)) for path in (found or files)[:9]) or "no files"
     raise UserError(
         f"{folder} (--data-dir) needs one file of {part}, named like MNIST's; found there: {names}"
     )
-
-
-def unpacked(path):
-    """Return the content of a file, decompressed if it is compressed by gzip."""
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def read_idx(path):
@@ -1064,14 +617,15 @@ def read_idx(path):
 
     Raises UserError, naming the file, if it is damaged or holds something else.
     """
-    content = unpacked(path)
     try:
+        content = path.read_bytes()
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
         if content[:3] != b"\0\0\x08":
             raise ValueError("it does not begin like an IDX file of unsigned bytes")
-        dimensions = content[3]
-        shape = np.frombuffer(content, ">u4", dimensions, offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (ValueError, IndexError) as error:
+        shape = np.frombuffer(content, ">u4", content[3], offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * shape.size).reshape(shape)
+    except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
         raise UserError(f"{path} cannot be read as an IDX file: {error}") from error
 
 
@@ -1095,6 +649,7 @@ def download(name):
 
 def load_digits():
     """Load scikit-learn's digits, 1,797 images of 8 x 8; the last 360 are the test set."""
+    require("sklearn.datasets")
     from sklearn import datasets
 
     digits = datasets.load_digits()
@@ -1103,25 +658,26 @@ def load_digits():
     return images[:split], digits.target[:split], images[split:], digits.target[split:]
 
 
-def prepare(name, arrays, sources):
+def prepare(name, arrays):
     """Check the arrays of a data set and return them in the form in which they are used.
 
     arrays: training images [n, height, width], training labels [n], and the same for testing.
-    sources: what to call them in messages. Raises UserError unless they fit each other.
+    Raises UserError unless they fit each other.
     """
     train_images, train_labels, test_images, test_labels = arrays
     fitting = train_images.ndim == 3 and test_images.shape[1:] == train_images.shape[1:]
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
         fitting = fitting and images.any() and labels.shape == images.shape[:1]
     if not fitting:
-        shapes = ", ".join(f"{file} {array.shape}" for file, array in zip(sources, arrays))
-        raise UserError(f"not images [n, height, width], not all black, and n labels: {shapes}")
+        shapes = ", ".join(f"{part} {array.shape}" for part, array in zip(PARTS, arrays))
+        wanted = "images [n, height, width], not all black, and n labels"
+        raise UserError(f"{name}: not {wanted}: {shapes}")
     classes, train_classes = np.unique(train_labels, return_inverse=True)
     unknown = np.setdiff1d(test_labels, classes)
     if classes.size < 2:
-        raise UserError(f"{sources[1]} has one class, {classes.tolist()}; two or more are needed")
+        raise UserError(f"{name}: training labels of one class, {classes}; two are needed")
     if unknown.size > 0:
-        raise UserError(f"{sources[3]} has labels that {sources[1]} lacks: {unknown.tolist()}")
+        raise UserError(f"{name}: test labels that the training labels lack: {unknown}")
     brightest = float(train_images.max())
 
     def scaled(images):
@@ -1129,83 +685,662 @@ def prepare(name, arrays, sources):
 
     targets = tf.one_hot(train_classes, classes.size)
     test_classes = np.searchsorted(classes, test_labels)
-    return Dataset(name, scaled(train_images), targets, scaled(test_images), test_classes)
+    data = checksum(arrays)
+    return Dataset(name, scaled(train_images), targets, scaled(test_images), test_classes, data)
+
+
+# ------------------------------------------------------------------------------------ methods
+# To add a method or a repair, write a function, and add it to METHODS or REPAIRS, and its name for
+# readers and its looks to STYLES.
+#
+# A method takes the kernels of the hidden layers, what these layers receive for the images to refit
+# on, a sparsity and a generator, and returns pruned copies of the kernels. The generator starts
+# anew at each sparsity, so that a higher one removes a superset of what a lower one removes.
+
+
+def weight(kernels, inputs, sparsity, rng):
+    """Remove the weights of smallest magnitude."""
+    return [prune_weights(kernel, sparsity) for kernel in kernels]
+
+
+def neuron(kernels, inputs, sparsity, rng):
+    """Remove the neurons of smallest L2 norm."""
+    return [prune_neurons(kernel, sparsity) for kernel in kernels]
+
+
+def matched_weight(kernels, inputs, sparsity, rng):
+    """Remove the weights of smallest magnitude until as many are left as `neuron` leaves live.
+
+    Some of those left may lead to units that reach nothing, or come from units that nothing
+    reaches, and so have no effect.
+    """
+    output = np.ones((kernels[-1].shape[1], 1))  # an output layer that every unit reaches
+    *live, _ = compact([*neuron(kernels, inputs, sparsity, rng), output])
+    shares = [1 - np.count_nonzero(left) / kernel.size for kernel, left in zip(kernels, live)]
+    return list(map(prune_weights, kernels, shares))
+
+
+def scaled_weight(kernels, inputs, sparsity, rng):
+    """Remove the weights of smallest magnitude times the L2 norm of their input.
+
+    The score of Wanda (Sun et al. 2024, "A Simple and Effective Pruning Approach for Large Language
+    Models"). Wanda compares weights within each unit, this within each layer.
+    """
+    scores = [np.abs(k) * np.linalg.norm(x, axis=0)[:, np.newaxis] for k, x in zip(kernels, inputs)]
+    return [zero_lowest(kernel, score, sparsity) for kernel, score in zip(kernels, scores)]
+
+
+def random_weight(kernels, inputs, sparsity, rng):
+    """Remove weights at random."""
+    scores = [rng.permutation(kernel.size).reshape(kernel.shape) for kernel in kernels]
+    return [zero_lowest(kernel, score, sparsity) for kernel, score in zip(kernels, scores)]
+
+
+def random_neuron(kernels, inputs, sparsity, rng):
+    """Remove neurons at random."""
+    scores = [rng.permutation(kernel.shape[1]) for kernel in kernels]
+    return [zero_lowest(kernel, score, sparsity) for kernel, score in zip(kernels, scores)]
+
+
+def global_weight(kernels, inputs, sparsity, rng):
+    """Remove the weights of smallest magnitude of all layers, as torch's `global_unstructured`."""
+    weights = np.concatenate([kernel.reshape(-1, 1) for kernel in kernels])
+    ends = np.cumsum([kernel.size for kernel in kernels])
+    layers = np.split(prune_weights(weights, sparsity), ends[:-1])
+    return [layer.reshape(kernel.shape) for layer, kernel in zip(layers, kernels)]
+
+
+METHODS = {
+    "weight": weight,
+    "neuron": neuron,
+    "matched_weight": matched_weight,
+    "scaled_weight": scaled_weight,
+    "global_weight": global_weight,
+    "random_weight": random_weight,
+    "random_neuron": random_neuron,
+}
+DEFAULT_METHODS = ("weight", "neuron", "matched_weight", "random_weight", "random_neuron")
+
+# A repair takes a pruned network without the units that are not live, the images to refit on, and
+# what each layer's live units computed in the dense network; it returns a repaired network.
+REPAIRS = {"refit_output": refit_output, "refit": refit_layers}
+
+# --------------------------------------------------------------------------------- experiment
+
+
+def rng_for(seed, purpose):
+    """Make the generator of one purpose, so that no option changes what another one draws."""
+    return np.random.default_rng([seed, *purpose.encode()])
+
+
+def choose_images(images, count, seed):
+    """Choose up to `count` training images to refit on: an array [count, pixels]."""
+    count = min(count, len(images))
+    chosen = rng_for(seed, "refit images").choice(len(images), count, replace=False)
+    return tf.gather(images, chosen).numpy()
+
+
+def evaluate(outputs, labels):
+    """Accuracy in [0, 1] and mean cross-entropy in nats of logits [n, classes]."""
+    outputs = outputs.astype(np.float64)
+    losses = np.logaddexp.reduce(outputs, axis=1) - outputs[np.arange(len(labels)), labels]
+    return np.mean(outputs.argmax(axis=1) == labels), losses.mean()
+
+
+def train_on(dataset, network, epochs, options, rng):
+    """Train a network on a data set as the options say; see `train`."""
+    size, rate = options.batch_size, options.learning_rate
+    return train(network, dataset.train_images, dataset.train_targets, epochs, size, rate, rng)
+
+
+def train_dense(dataset, seed, options):
+    """Train the dense network of a seed."""
+    sizes = (dataset.train_images.shape[1], *options.hidden_units, dataset.train_targets.shape[1])
+    untrained = initial_network(sizes, rng_for(seed, "new dense"))
+    return train_on(dataset, untrained, options.epochs, options, rng_for(seed, "train dense"))
+
+
+def prune_dense(dense, dataset, seed, options):
+    """Run the experiment on a dense network: prune, repair, measure.
+
+    Returns the rows of the results, one for each network and repair, and the dense and the
+    neuron-pruned networks by name, each after its last repair.
+    """
+    rows = []
+    weights = sum(kernel.size for kernel in dense.hidden)
+
+    def record(method, sparsity, repair, network):
+        features = layer_inputs(network, dataset.test_images)[-1]
+        products = tf.matmul(features, network.kernels[-1]).numpy()
+        biases = {repair: network.bias}
+        if repair == "none":
+            biases["no_bias"] = 0
+        for name, bias in biases.items():
+            accuracy, loss = evaluate(products + bias, dataset.test_labels)
+            live = sum(np.count_nonzero(kernel) for kernel in network.hidden)
+            stored = sum(kernel.size for kernel in network.hidden)
+            rows.append(
+                {
+                    "dataset": dataset.name,
+                    "seed": seed,
+                    "method": method,
+                    "sparsity": sparsity,
+                    "repair": name,
+                    "test_accuracy": accuracy,
+                    "test_loss": loss,
+                    "live_fraction": live / weights,
+                    "stored_fraction": stored / weights,
+                    "layer_sizes": network.sizes,
+                }
+            )
+
+    def train_further(network, epochs, name):
+        return train_on(dataset, network, epochs, options, rng_for(seed, f"train {name}"))
+
+    record("dense", 0.0, "none", dense)
+    models = {"dense": dense}
+    if options.retrain_epochs > 0:
+        models["dense"] = train_further(dense, options.retrain_epochs, "dense again")
+        record("dense", 0.0, "retrain", models["dense"])
+
+    images = choose_images(dataset.train_images, options.refit_images, seed)
+    inputs = [np.asarray(received) for received in layer_inputs(dense, images)]
+    outputs = [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, dense.kernels)]
+    for method in progress(options.methods, unit="method"):
+        for sparsity in options.sparsities:
+            rng = rng_for(seed, f"prune {method}")
+            kernels = [*METHODS[method](dense.hidden, inputs, sparsity, rng), dense.kernels[-1]]
+            repaired = pruned = Network(compact(kernels), dense.bias)
+            record(method, sparsity, "none", pruned)
+            if options.refit_images > 0:
+                targets = live_outputs(outputs, kernels)
+                for name, repair in REPAIRS.items():
+                    repaired = repair(pruned, images, targets)
+                    record(method, sparsity, name, repaired)
+            if options.retrain_epochs > 0:
+                repaired = train_further(pruned, options.retrain_epochs, f"{method} {sparsity}")
+                record(method, sparsity, "retrain", repaired)
+            if method == "neuron":
+                models[f"neuron-{sparsity}"] = repaired
+                if options.retrain_epochs > 0 and pruned.kernels[0].any():
+                    # a control: an untrained network of these sizes, for as many epochs in all
+                    rng = rng_for(seed, f"new scratch {sparsity}")
+                    untrained = initial_network(pruned.sizes, rng)
+                    epochs = options.epochs + options.retrain_epochs
+                    scratch = train_further(untrained, epochs, f"scratch {sparsity}")
+                    record("scratch", sparsity, "retrain", scratch)
+
+    seconds = time_sizes([row["layer_sizes"] for row in rows], dataset.test_images)
+    for row in rows:
+        row["speedup"] = seconds[dense.sizes] / seconds[row["layer_sizes"]]
+        row["layer_sizes"] = "-".join(map(str, row["layer_sizes"]))
+    return rows, models
+
+
+def time_sizes(layer_sizes, images):
+    """Time a pass over images for networks of these sizes; return {sizes: best seconds}.
+
+    Only the sizes decide how fast a network is, so the weights are random ones. Every round visits
+    every network once, so that changes in the machine's speed affect all alike.
+    """
+    seconds = dict.fromkeys(layer_sizes, math.inf)
+    networks = {}
+    for sizes in seconds:
+        network = initial_network(sizes, np.random.default_rng(0))
+        networks[sizes] = network._replace(kernels=list(map(tf.constant, network.kernels)))
+    for _ in range(TIMING_ROUNDS):
+        for sizes, network in networks.items():
+            began = time.perf_counter()
+            logits(network, images).numpy()  # waits for a GPU
+            seconds[sizes] = min(seconds[sizes], time.perf_counter() - began)
+    return seconds
+
+
+# ------------------------------------------------------------------------------------ results
+# Each job writes a CSV for each seed to `runs` in its output folder, under a name of its own, and
+# touches no other job's. All else in the folder is made from these files: a CSV with all rows of a
+# data set, and its figures. So jobs add seeds, methods, levels and repairs to one another.
+
+KEY = {"dataset": dataset_name, "seed": NATURAL, "method": str, "sparsity": FRACTION, "repair": str}
+MEASURED = {
+    "test_accuracy": FRACTION,
+    "test_loss": POSITIVE,
+    "live_fraction": FRACTION,
+    "stored_fraction": FRACTION,
+    "speedup": POSITIVE,
+}
+RECIPE = {
+    "data": NATURAL,  # a checksum, as those of the trained network and of the script are
+    "majority_accuracy": FRACTION,
+    "hidden_units": str,
+    "epochs": COUNT,
+    "batch_size": COUNT,
+    "learning_rate": RATE,
+    "refit_images": NATURAL,
+    "retrain_epochs": NATURAL,
+}
+MADE_BY = {"network": NATURAL, "script": NATURAL, "device": str, "versions": str}
+COLUMNS = KEY | MEASURED | {"layer_sizes": str} | RECIPE | MADE_BY  # and how each is read
+CSV = dict(index=False, lineterminator="\n")
+
+# what is the same in all rows of a folder that have the same in the first columns, and the reason
+AGREEING = [
+    (["dataset"], [*RECIPE], "a folder holds one recipe"),
+    (["dataset", "seed"], ["network"], "other processors, threads, versions or code train others"),
+]
+
+
+def recipe_of(dataset, options):
+    """Return how a job trains and repairs, as the columns of the CSV have it."""
+    columns = {
+        "data": dataset.checksum,
+        "majority_accuracy": round(dataset.majority_accuracy, DECIMALS),
+        "hidden_units": "-".join(map(str, options.hidden_units)),
+    }
+    return {column: (vars(options) | columns)[column] for column in RECIPE}
+
+
+def run_path(dataset, seed, options):
+    """Return the path of the CSV file of a job for a seed; the same job has the same."""
+    job = repr((sorted(options.methods), options.sparsities, recipe_of(dataset, options)))
+    name = f"{dataset.name}-seed{seed}-{zlib.crc32(job.encode()):08x}.csv"
+    return options.output_dir / "runs" / name
+
+
+def run_files(folder):
+    """Return the CSV files of the jobs in a folder, each with the time of its last change."""
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.glob("runs/*.csv"))}
+
+
+def read_runs(files):
+    """Read the rows of jobs' files, with the columns file and written. Raises as `read_run`."""
+    import pandas
+
+    tables = [read_run(path).assign(file=path, written=written) for path, written in files.items()]
+    tables = [table for table in tables if not table.empty]
+    if not tables:
+        return pandas.DataFrame(columns=[*COLUMNS, "file", "written"])
+    return pandas.concat(tables, ignore_index=True)
+
+
+def read_run(path):
+    """Read the rows of a job's file.
+
+    Raises UserError, naming file and column, if it is not as the script writes it.
+    """
+    import pandas
+
+    try:
+        texts = pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a CSV file: {reason_of(error)}") from error
+    table = pandas.DataFrame()
+    for column, read in COLUMNS.items():
+        if column not in texts:
+            header = ",".join(map(str, texts.columns))
+            raise UserError(f"{path} has no column {column}; its header is {header!r:.99}")
+        try:
+            table[column] = texts[column].map(read)
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            raise UserError(f"{path}, column {column}: {error}") from error
+    return table
+
+
+def check_agreement(rows):
+    """Raise UserError, naming two files, unless rows agree in what AGREEING says; 0 is unknown."""
+    for same, columns, reason in AGREEING:
+        for column in columns:
+            known = rows[rows[column] != 0].drop_duplicates([*same, column])
+            differing = known[known.duplicated(same, keep=False)].sort_values(same, kind="stable")
+            if not differing.empty:
+                first, second = differing.iloc[0], differing.iloc[1]
+                which = ", ".join(f"{key} {first[key]}" for key in same)
+                raise UserError(
+                    f"{which}: {column} is {first[column]} in {first['file']}, {second[column]} in "
+                    f"{second['file']}; {reason}: pass another --output-dir, or delete one of them"
+                )
+
+
+def check_job(options, datasets, seeds, network=0):
+    """Raise UserError unless a job agrees with what others left in its folder.
+
+    network: checksum of the trained network, where it is known already.
+    """
+    import pandas
+
+    jobs = []
+    files = run_files(options.output_dir)
+    for dataset in datasets:
+        job = recipe_of(dataset, options) | {"network": network, "file": "this job"}
+        for seed in seeds:
+            jobs.append(job | {"dataset": dataset.name, "seed": seed})
+            files.pop(run_path(dataset, seed, options), None)  # this job replaces it
+    rows = read_runs(files)
+    rows = rows[rows["dataset"].isin([dataset.name for dataset in datasets])]
+    check_agreement(pandas.DataFrame(rows.to_dict("records") + jobs))
+
+
+def run_table(rows, recipe, network, device):
+    """Return the rows of a seed as a data frame, with the recipe and with what made them.
+
+    network: checksum of the dense network.
+    """
+    import pandas
+
+    made_by = {
+        "network": network,
+        "script": zlib.crc32(Path(__file__).read_bytes()),
+        "device": device,
+        "versions": f"tensorflow {tf.__version__}, numpy {np.__version__}",
+    }
+    table = pandas.DataFrame(rows).assign(**recipe, **made_by)
+    return table.round(dict.fromkeys(MEASURED, DECIMALS))[[*COLUMNS]]
+
+
+def write_all(files):
+    """Write files, {path: function that writes to a path}, and take out what is written.
+
+    Each atomically replaces an earlier file. Raises UserError if some cannot be written; earlier
+    files are then left as they were.
+    """
+    failures = []
+    for path, write in list(files.items()):
+        try:
+            target = Path(os.path.realpath(path))  # a link stays one
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # a folder of its own: another process may be writing the same file
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
+                write(Path(folder, path.name))
+                os.replace(Path(folder, path.name), target)
+            del files[path]
+        except Exception as error:  # drawing fails in many ways, and must not end the job
+            failures.append(f"{path} cannot be written: {reason_of(error)}")
+    if failures:
+        raise UserError(failures[0])
+
+
+def curves_of(rows):
+    """Return the curves in the rows of a data set, each from the dense network of its seeds on.
+
+    A curve starts at the dense network after the same repair, if that was measured, or as trained.
+    Raises UserError if there are no pruned networks, or if a dense one is missing.
+    """
+    import pandas
+
+    dense = rows[rows["method"] == "dense"]
+    pruned = rows[(rows["method"] != "dense") & (rows["sparsity"] > 0)]
+    trained = dense[dense["repair"] == "none"]
+    missing = sorted(set(pruned["seed"]) - set(trained["seed"]))
+    if missing or "none" not in set(pruned["repair"]):
+        what = f"the dense network of seed {missing[0]}" if missing else "a pruned network"
+        raise UserError(f"{rows['dataset'].iloc[0]} cannot be drawn without {what}, repair none")
+    curves = []
+    for (repair, method), curve in pruned.groupby(["repair", "method"], sort=False):
+        start = dense[dense["repair"] == (repair if repair in set(dense["repair"]) else "none")]
+        start = start[start["seed"].isin(curve["seed"])]
+        curves += [start.assign(repair=repair, method=method), curve]
+    return pandas.concat(curves, ignore_index=True).assign(kept=lambda rows: 1 - rows["sparsity"])
+
+
+# ------------------------------------------------------------------------------------ figures
+# Drawn from the CSV files alone, as the table on the terminal is. Blue and orange differ for most
+# kinds of colour vision, and in lightness when printed in grey; the random baselines are thin and
+# lie behind.
+
+BASELINE = dict(ls=":", lw=1, zorder=1.5)
+STYLES = {  # of methods and repairs, as for Axes.plot; others are drawn plainly
+    "weight": dict(label="weights, by magnitude", color="#00508f", marker="o"),
+    "neuron": dict(label="neurons, by L2 norm", color="#e07b00", marker="s", ls="--"),
+    "matched_weight": dict(label="weights, matched to neurons", color="#45a5e0", marker="^"),
+    "scaled_weight": dict(label="weights, scaled by their inputs", color="#c03030", marker="P"),
+    "global_weight": dict(label="weights, ranked globally", color="#9040b0", marker="D"),
+    "random_weight": dict(BASELINE, label="random weights", color="#707070", marker="o"),
+    "random_neuron": dict(BASELINE, label="random neurons", color="#a0a0a0", marker="s"),
+    "scratch": dict(label="small networks from scratch", color="#2a8000", marker="v", ls="-."),
+    # repairs, the stronger the darker
+    "none": dict(label="as pruned", color="#f0a030", marker="o"),
+    "no_bias": dict(label="without the output bias", color="#e06040", marker="^", ls=":"),
+    "refit_output": dict(label="output layer refit", color="#b04080", marker="D", ls="-."),
+    "refit": dict(label="refit", color="#5050b0", marker="s", ls="--"),
+    "retrain": dict(label="retrained", color="#101040", marker="v"),
+}
+NOT_IN_FIRST = ("matched_weight", "global_weight")  # need an explanation
+
+TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)  # of sparsity
+AXES = {  # what is drawn, and the title of its axis
+    "kept": "sparsity (log scale of the share kept)",
+    "live_fraction": "share of the weights that can act (live)",
+    "test_accuracy": "test accuracy",
+    "speedup": "speed-up over dense",
+}
+
+
+def ordered(names):
+    """Sort names of methods or repairs as STYLES has them; others come last."""
+    places = dict(zip(STYLES, range(len(STYLES))))
+    return sorted(set(names), key=lambda name: (places.get(name, len(places)), name))
+
+
+def style_of(name):
+    """Return how to draw a method or repair."""
+    color = f"C{zlib.crc32(name.encode()) % 10}"
+    return STYLES.get(name, dict(label=name, color=color, marker="x"))
+
+
+def draw_panel(ax, curves, by, x="kept", y="test_accuracy"):
+    """Draw column y against column x, a share: mean, spread and single seeds of each curve.
+
+    by: the column that tells the curves apart, "method" or "repair". Levels where nothing is left
+    in any network are left out. So is, from mean and spread, a level that some of the seeds lack: a
+    mean over other seeds would look like an effect of the level.
+    """
+    curves = curves[curves.groupby([by, "sparsity"])["live_fraction"].transform("max") > 0]
+    curves = curves[curves[x] > 0].sort_values("sparsity")
+    for name in ordered(curves[by]):
+        curve = curves[curves[by] == name]
+        style = style_of(name)
+        pale = dict(color=style["color"], alpha=0.2)
+        for _, single in curve.groupby("seed"):
+            ax.plot(single[x], single[y], lw=0.5, **pale)
+        table = curve.pivot(index="sparsity", columns="seed")
+        if len(table.dropna()) > 1:
+            table = table.dropna()
+        at, mean, deviation = table[x].mean(axis=1), table[y].mean(axis=1), table[y].std(axis=1)
+        ax.fill_between(at, mean - deviation, mean + deviation, lw=0, **pale)
+        ax.plot(at, mean, ms=4, **style)
+    ax.set(xscale="log", xlabel=AXES[x], ylabel=AXES[y])
+    if x == "kept":
+        ax.set_xticks([1 - tick for tick in TICKS], [f"{tick:g}" for tick in TICKS])
+    else:
+        ax.xaxis.set_major_formatter("{x:g}")
+    if y == "speedup":
+        ax.set_yscale("log", subs=(2, 5))
+        ax.yaxis.set_major_formatter("{x:g}x")
+        ax.yaxis.set_minor_formatter("{x:g}x")
+    else:
+        ax.set_ylim(0, 1.02)
+    ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    ax.set_xlim(1.2, max(curves[x].min(), 1e-4) / 1.2)
+    ax.grid(color="#dddddd", lw=0.6)
+
+
+def new_figure(width, height):
+    """Make an empty figure; sizes in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=160, layout="constrained")
+
+
+def draw_accuracy(curves):
+    """Draw accuracy against sparsity, as pruned, with a close-up of the dense accuracy."""
+    curves = curves[curves["repair"] == "none"]
+    plain = curves[~curves["method"].isin(NOT_IN_FIRST)]
+    curves = curves if plain.empty else plain
+    dense = curves[curves["sparsity"] == 0].drop_duplicates("seed")["test_accuracy"].mean()
+    majority = curves["majority_accuracy"].iloc[0]
+    figure = new_figure(5.4, 6.8)
+    close, whole = figure.subplots(2, sharex=True, height_ratios=(2, 5))
+    for ax in (close, whole):
+        draw_panel(ax, curves, "method")
+        ax.axhline(dense, color="black", lw=0.8, label=f"dense network: {dense:.3f}")
+        label = f"most frequent class: {majority:.3f}"
+        ax.axhline(majority, color="black", lw=0.8, ls=(0, (1, 3)), label=label)
+    whole.set_yticks(np.linspace(0, 1, 11))
+    close.set(xlabel=None, ylabel="close-up", ylim=(dense - 0.05, dense + 0.01))
+    add_texts(figure, "accuracy after one-shot pruning", curves)
+    return figure
+
+
+def draw_ladder(curves):
+    """Draw accuracy after each repair against live weights: a panel for the first two methods."""
+    methods = ordered(curves["method"])[:2]
+    figure = new_figure(7.2, 4.6)
+    axes = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for ax, method in zip(axes, methods):
+        draw_panel(ax, curves[curves["method"] == method], "repair", x="live_fraction")
+        ax.set_title(style_of(method)["label"])
+        ax.label_outer()
+    widest = min(ax.get_xlim()[1] for ax in axes)
+    for ax in axes:
+        ax.set_xlim(right=widest)
+    add_texts(figure, "what each repair gives back", curves)
+    return figure
+
+
+def draw_analysis(curves):
+    """Draw accuracy against sparsity of every method, a panel for each repair; the speed-up."""
+    repairs = ordered(curves["repair"])
+    columns = min(3, len(repairs) + 1)
+    lines = math.ceil((len(repairs) + 1) / columns)
+    figure = new_figure(3.6 * columns, 3.2 * lines + 1)
+    axes = figure.subplots(lines, columns).flatten()
+    for ax, repair in zip(axes, repairs):
+        draw_panel(ax, curves[curves["repair"] == repair], "method")
+        ax.set_title(style_of(repair)["label"])
+    speed, *empty = axes[len(repairs) :]
+    draw_panel(speed, curves[curves["repair"] == "none"], "method", y="speedup")
+    speed.set_title("speed")
+    for ax in empty:
+        ax.remove()
+    add_texts(figure, "what pruning breaks, and what repairs it", curves)
+    return figure
+
+
+def add_texts(figure, title, curves):
+    """Add title, legend, and what was run in small print, so that a picture can stand alone."""
+    first = curves.iloc[0]
+    where = "; ".join([*curves["device"].unique(), *curves["versions"].unique()])
+    scripts = ", ".join(f"{script:08x}" for script in curves["script"].unique())
+    counts = curves.groupby(["repair", "method", "sparsity"])["seed"].nunique()
+    seeds = " to ".join(map(str, dict.fromkeys([counts.min(), counts.max()])))
+    caption = (
+        f"Hidden units: {first['hidden_units']}, ReLU; epochs of Adam: {first['epochs']}, at a "
+        f"rate of {first['learning_rate']}, batches of {first['batch_size']}. Images to refit on: "
+        f"{curves['refit_images'].max()}; epochs of retraining: {curves['retrain_epochs'].max()}. "
+        f"Mean, standard deviation (band), single networks (pale); seeds: {seeds}. "
+        f"{where}; script {scripts}."
+    )
+    inches = figure.get_figwidth()
+    figure.supxlabel(textwrap.fill(caption, round(17 * inches)), fontsize=7, color="#444444")
+    lines = {}
+    for ax in figure.axes:
+        lines |= {line.get_label(): line for line in ax.get_legend_handles_labels()[0]}
+    figure.legend(
+        handles=list(lines.values()),
+        title=f"{TITLES.get(first['dataset'], first['dataset'])}: {title}",
+        title_fontsize="large",
+        ncols=int(inches / 2.3),
+        loc="outside upper center",
+        frameon=False,
+    )
+
+
+FIGURES = {"accuracy": draw_accuracy, "ladder": draw_ladder, "analysis": draw_analysis}
+
+
+def save_figure(draw, curves, path):
+    """Draw a figure of curves and save it, whatever the user's settings of Matplotlib are."""
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["text.parse_math"] = False  # a data set's name may have a dollar sign
+        warnings.simplefilter("ignore")  # of a letter that the font lacks
+        draw(curves).savefig(path)
+
+
+def draw_figures(folder, name):
+    """Write the CSV and the figures of a data set in a folder; return the curves drawn."""
+    files = None
+    while files != run_files(folder):  # again if other jobs have added to them meanwhile
+        files = run_files(folder)
+        rows = read_runs(files)
+        rows = rows[rows["dataset"] == name]
+        check_agreement(rows)
+        rows = rows.sort_values("written", kind="stable").drop_duplicates([*KEY], keep="last")
+        rows = rows.sort_index().sort_values("seed", kind="stable", ignore_index=True)
+        curves = curves_of(rows)
+        outputs = {folder / f"{name}.csv": functools.partial(rows[[*COLUMNS]].to_csv, **CSV)}
+        for kind, draw in FIGURES.items():
+            outputs[folder / f"{name}-{kind}.png"] = functools.partial(save_figure, draw, curves)
+        write_all(outputs)
+    return curves
 
 
 # ------------------------------------------------------------------------------- command line
 
 
-def between(kind, low, high):
-    """Return an argparse type for numbers of this kind from `low` to `high`, both included."""
-
-    def parse(text):
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse says "invalid int value" by it
-    return parse
-
-
 def expanded(text):
     """Return the path that a text names; shells leave ~ alone in --option=~/folder."""
-    return Path(os.path.expanduser(text))
+    return Path(text).expanduser()
 
 
-def option_parser():
-    """Define the options."""
+def parse_options(arguments):
+    """Parse the command line; exit with a message if it is wrong."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options]",
         description="Accuracy against sparsity of pruned networks. Defaults are in parentheses.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    fraction = between(float, 0, 1)
-    rate = between(float, 1e-6, 1e6)
-    natural = between(int, 0, 2**31 - 1)
-    count = between(int, 1, 2**31 - 1)
+    sets = f"({' '.join(TITLES)}), {BUNDLED}, or folders in --data-dir"
     methods = f"of pruning: {' '.join(METHODS)} ({' '.join(DEFAULT_METHODS)})"
-    add("--datasets", nargs="+", help=f"({' '.join(TITLES)}), {BUNDLED}, or folders in --data-dir")
+    models = "save dense and neuron-pruned networks for Keras"
+    add("--datasets", nargs="+", type=dataset_name, metavar="NAME", help=sets)
     add("--data-dir", type=expanded, help="read IDX files from a folder with a folder per data set")
     add("--output-dir", type=expanded, default="plots", help="folder to write to (%(default)s)")
     add("--methods", nargs="+", choices=METHODS, default=DEFAULT_METHODS, metavar="M", help=methods)
-    add("--sparsities", nargs="+", type=fraction, default=SPARSITIES, help="fractions %(default)s")
-    add("--refit-images", type=natural, default=REFIT_IMAGES, help="0: no refit (%(default)s)")
-    add("--retrain-epochs", type=natural, default=0, help="after pruning; 0: none (%(default)s)")
-    add("--seeds", nargs="+", type=natural, default=SEEDS, help="one network each %(default)s")
-    add("--hidden-units", nargs="+", type=count, default=HIDDEN_UNITS, help="sizes %(default)s")
-    add("--epochs", type=count, default=EPOCHS, help="epochs of training (%(default)s)")
-    add("--batch-size", type=count, default=BATCH_SIZE, help="images per step (%(default)s)")
-    add("--learning-rate", type=rate, default=LEARNING_RATE, help="rate of Adam (%(default)s)")
-    add("--save-models", action="store_true", help="save the first seed's networks for Keras")
-    add("--merge", nargs="+", type=expanded, metavar="CSV", help="only merge CSV files and draw")
-    return parser
-
-
-def parse_options(arguments):
-    """Parse the command line; exit with a message if it is wrong."""
-    parser = option_parser()
+    add("--sparsities", nargs="+", type=FRACTION, default=SPARSITIES, help="fractions %(default)s")
+    add("--refit-images", type=NATURAL, default=REFIT_IMAGES, help="0: no refit (%(default)s)")
+    add("--retrain-epochs", type=NATURAL, default=0, help="after pruning; 0: none (%(default)s)")
+    add("--seeds", nargs="+", type=NATURAL, default=SEEDS, help="one network each %(default)s")
+    add("--hidden-units", nargs="+", type=COUNT, default=HIDDEN_UNITS, help="sizes %(default)s")
+    add("--epochs", type=COUNT, default=EPOCHS, help="epochs of training (%(default)s)")
+    add("--batch-size", type=COUNT, default=BATCH_SIZE, help="images per step (%(default)s)")
+    add("--learning-rate", type=RATE, default=LEARNING_RATE, help="rate of Adam (%(default)s)")
+    add("--save-models", action="store_true", help=models)
+    add("--draw", action="store_true", help="only draw the results in --output-dir again")
     options = parser.parse_args(arguments)
     options.seeds = sorted(set(options.seeds))
     options.methods = list(dict.fromkeys(options.methods))
     options.sparsities = sorted(set(options.sparsities) - {0})
     if not options.sparsities:
         parser.error("--sparsities needs one above 0; the dense network is always measured")
+    if "scaled_weight" in options.methods and options.refit_images == 0:
+        parser.error("--methods scaled_weight needs images: pass --refit-images above 0")
     if options.save_models and "neuron" not in options.methods:
         parser.error("--save-models saves neuron-pruned networks: add neuron to --methods")
-    for name in options.datasets or []:
-        known = options.data_dir or name in (*TITLES, BUNDLED)
-        if not known or not re.fullmatch(DATASET_NAME, name):
-            known_names = ", ".join([*TITLES, BUNDLED])
-            parser.error(f"--datasets {name}: not {known_names}, nor a folder in --data-dir")
+    known = {*TITLES, BUNDLED}
+    if not options.data_dir and not known.issuperset(options.datasets or known):
+        parser.error("--datasets: pass --data-dir, a folder with a folder for each data set")
     return options
 
 
 def configure_tensorflow():
     """Import and configure TensorFlow; return the name of the first GPU, or else of the CPU.
 
-    On a GPU, too, products are full float32, and a seed gives the same network each time.
+    On a GPU, too, products are full float32, and a seed gives the same network each time. Raises
+    ImportError for a package that cannot be imported, and UserError for a GPU that cannot be used.
     """
     global tf, keras
     settings = {
@@ -1218,12 +1353,10 @@ def configure_tensorflow():
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user's keras.json says
-    try:
-        import keras
-        import tensorflow as tf
-    except Exception as error:  # incompatible packages raise exceptions of many types
-        print(error, file=sys.stderr)
-        raise UserError(f"TensorFlow cannot be imported; run {INSTALL}") from error
+    require("tensorflow", "keras")
+    import keras
+    import tensorflow as tf
+
     tf.get_logger().setLevel("ERROR")  # it warns of tracing again, which every training needs
     tf.config.experimental.enable_op_determinism()
     # TensorFloat-32 would round the factors of products to 10 bits
@@ -1246,91 +1379,90 @@ def cpu_name():
     return platform.processor() or platform.machine()
 
 
-def say(text):
-    """Print a line above the progress bar; raise UserError if standard output cannot be written."""
-    try:
-        with tqdm.external_write_mode():
-            print(text, flush=True)
-    except OSError as error:
-        sys.stdout = None  # or Python would fail to flush it at exit
-        raise UserError(f"standard output cannot be written: {error.strerror}") from error
+def run_seed(dataset, seed, options, device):
+    """Train and prune the network of a seed.
 
-
-def run_dataset(dataset, options, device, bar):
-    """Run the experiment on a data set and write the results so far after every seed.
-
-    Returns whether the last results are written. A failed write is reported, and made up for by
-    the next one.
+    Returns what is to be written, {path: function that writes to a path}, and the accuracy of the
+    dense network.
     """
-    import pandas
-
-    path = options.output_dir / f"{dataset.name}.csv"
-    versions = f"tensorflow {tf.__version__}, numpy {np.__version__}"
-    tables = []
-    models = {}
-    for seed in options.seeds:
-        bar.set_description_str(f"{dataset.name}, seed {seed}")
-        began = time.monotonic()
-        table, networks = run_seed(dataset, seed, options)
-        tables.append(table.assign(device=device, versions=versions))
-        models = models or networks  # those of the first seed
-        bar.update()
-        accuracy = table["test_accuracy"][0]
-        seconds = time.monotonic() - began
-        rows = pandas.concat(tables)
-        try:
-            write_results(path, rows)
-            draw_figures(path)
-            if options.save_models:
-                save_models(path, models)
-            written = True
-        except (UserError, OSError) as error:
-            tqdm.write(str(error), file=sys.stderr)
-            written = False
-        say(f"{dataset.name}, seed {seed}: dense test accuracy {accuracy:.4f}, {seconds:.0f} s")
-    best = "retrain" if options.retrain_epochs > 0 else "refit"
-    for repair in ("none", best):
-        if repair in set(rows["repair"]):
-            text = accuracy_table(rows, repair)
-            say(f"\n{dataset.name}, {REPAIRS[repair]}: mean test accuracy \u00b1 deviation\n{text}")
-    if written:
-        say(f"\nsaved in {path}\n")
-    return written
+    try:
+        dense = train_dense(dataset, seed, options)
+        network = checksum([*dense.kernels, dense.bias])
+        check_job(options, [dataset], [seed], network)
+        rows, models = prune_dense(dense, dataset, seed, options)
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        advice = "pass smaller --hidden-units, --refit-images or --batch-size; on a GPU, "
+        raise UserError(f"out of memory on the {device}: {advice}{USE_CPU}") from error
+    path = run_path(dataset, seed, options)
+    table = run_table(rows, recipe_of(dataset, options), network, device)
+    files = {path: functools.partial(table.to_csv, **CSV)}
+    if options.save_models:
+        for name, model in models.items():
+            files[path.with_name(f"{path.stem}-{name}.keras")] = keras_model(model).save
+    return files, rows[0]["test_accuracy"]
 
 
 def run_job(options):
-    """Load the data sets and run the experiment on each."""
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=options.output_dir).close()  # fails now rather than after training
+    """Run the experiment with each seed on each data set; write and draw after every seed."""
+    folder = options.output_dir
+    Path(folder, "runs").mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder / "runs").close()  # fails now rather than after training
     device = configure_tensorflow()
-    try:
-        datasets = load_datasets(options.datasets, options.data_dir)
-        for dataset in datasets:
-            check_seeds(options.output_dir / f"{dataset.name}.csv", options.seeds)
-        say(f"device: {device}")
-        unseen_gpu = device.startswith("CPU") and shutil.which("nvidia-smi")
-        if unseen_gpu and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            say("TensorFlow does not see the NVIDIA GPU; README.md says what to install")
-        with progress(total=len(datasets) * len(options.seeds), unit="seed") as bar:
-            written = [run_dataset(dataset, options, device, bar) for dataset in datasets]
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        advice = f"pass smaller --hidden-units, --refit-images or --batch-size; on a GPU, {USE_CPU}"
-        raise UserError(f"out of memory on the {device}: {advice}") from error
-    if not all(written):
-        raise UserError("the last results could not be written")
+    datasets = load_datasets(options.datasets, options.data_dir)
+    check_job(options, datasets, options.seeds)
+    say(f"device: {device}")
+    unsaved = {}  # files that could not be written; they are tried again after every seed
+    undrawn = set()  # data sets
+    curves = {}  # of data sets
+    runs = [(dataset, seed) for dataset in datasets for seed in options.seeds]
+    for dataset, seed in (bar := progress(runs, unit="seed")):
+        bar.set_description_str(f"{dataset.name}, seed {seed}")
+        began = time.monotonic()
+        files, accuracy = run_seed(dataset, seed, options, device)
+        unsaved |= files
+        undrawn.add(dataset.name)
+        for name in sorted(undrawn):
+            try:
+                write_all(unsaved)
+                curves[name] = draw_figures(folder, name)
+                undrawn.remove(name)
+            except UserError as error:
+                say(error, sys.stderr)
+        seconds = time.monotonic() - began
+        say(f"{dataset.name}, seed {seed}: dense test accuracy {accuracy:.4f}, {seconds:.0f} s")
+    for drawn in curves.values():
+        report(drawn, folder)
+    if undrawn:
+        names = ", ".join([*map(str, unsaved), *(f"the figures of {name}" for name in undrawn)])
+        raise UserError(f"these could not be written, for the reason above: {names}")
 
 
-def merge(paths, folder):
-    """Merge CSV files by data set into a folder and draw them."""
-    rows = merge_results(paths)
-    merged = {folder / f"{name}.csv": group for name, group in rows.groupby("dataset")}
-    for path, group in merged.items():
-        check_seeds(path, group["seed"].astype(int))
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, group in merged.items():
-        write_results(path, group)
-        draw_figures(path)
-        say(f"merged {group['seed'].nunique()} seeds into {path}")
+def report(curves, folder):
+    """Print mean accuracies of a data set as pruned, refit and retrained, and where the rest is.
+
+    A line for each method and a column for each sparsity, so that more methods make no table wider.
+    """
+    name = curves["dataset"].iloc[0]
+    for repair in ("none", "refit", "retrain"):
+        state = curves[curves["repair"] == repair]
+        if not state.empty:
+            means = state.pivot_table("test_accuracy", "method", "sparsity")
+            means = means.loc[ordered(means.index)].rename_axis(index=None, columns=None)
+            title = f"{name}, {style_of(repair)['label']}: mean test accuracy at each sparsity"
+            say(f"\n{title}\n{means.to_string(float_format='{:.3f}'.format, na_rep='')}")
+    say(f"\nsaved in {folder / name}.csv, drawn in {folder / name}-{{{','.join(FIGURES)}}}.png")
+
+
+def draw_again(folder):
+    """Draw all data sets in a folder again, after checking all of them."""
+    rows = read_runs(run_files(folder))
+    if rows.empty:
+        raise UserError(f"{folder / 'runs'} (--output-dir) has no results of this script")
+    check_agreement(rows)
+    for _, of_name in rows.groupby("dataset"):
+        curves_of(of_name)
+    for name in rows["dataset"].unique():
+        report(draw_figures(folder, name), folder)
 
 
 def main(arguments=None):
@@ -1339,17 +1471,13 @@ def main(arguments=None):
     with contextlib.suppress(AttributeError):  # a notebook's lacks it, and a closed one is None
         sys.stdout.reconfigure(errors="replace")  # characters that it cannot encode
     try:
-        import matplotlib.figure  # noqa: F401  now rather than after training
-        import pandas  # noqa: F401
-
-        if options.merge:
-            merge(options.merge, options.output_dir)
+        require("pandas", "matplotlib.figure")
+        if options.draw:
+            draw_again(options.output_dir)
         else:
             run_job(options)
-    except ImportError as error:
-        sys.exit(f"{SCRIPT}: error: {error}; run {INSTALL}")
-    except (UserError, OSError) as error:
-        sys.exit(f"{SCRIPT}: error: {error}")
+    except (UserError, ImportError, OSError) as error:
+        sys.exit(f"network_pruning.py: error: {error}")
 
 
 if __name__ == "__main__":

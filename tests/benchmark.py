@@ -1,4 +1,4 @@
-"""How long training, refitting, a sweep and the whole job take, beside their peers.
+"""How long training, pruning, refitting, a sweep and the job take, beside their peers.
 
     python tests/benchmark.py --data-dir DIR
 
@@ -24,11 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import network_pruning as project
 
 DEVICE = project.configure_tensorflow()
-
-import tensorflow as tf
-
-keras = tf.keras
+tf, keras = project.tf, project.keras
 keras.utils.set_random_seed(0)  # which determinism wants, for fit's shuffling
+sys.modules["triton"] = None  # PyTorch's; its LLVM and TensorFlow's end a process that loads both
 
 SIZES = [784, *project.HIDDEN_UNITS, 10]
 RNG = np.random.default_rng(0)
@@ -38,7 +36,7 @@ MASKED = 0.9  # that of the weight-pruned one
 
 def dense_network():
     """Draw an untrained network."""
-    return project.new_network(SIZES, RNG)
+    return project.initial_network(SIZES, RNG)
 
 
 def tensors(network):
@@ -121,8 +119,8 @@ def this_project(batches, data, network):
 
 def pruned_kernels(dense, method, sparsity):
     """Prune the hidden kernels of a network; return all kernels."""
-    ranks = project.METHODS[method].rank(dense.hidden, RNG)
-    return [*project.METHODS[method].prune(dense.hidden, ranks, sparsity), dense.kernels[-1]]
+    inputs = []  # which no method that is timed looks at
+    return [*project.METHODS[method](dense.hidden, inputs, sparsity, RNG), dense.kernels[-1]]
 
 
 def pruned_network(method, sparsity):
@@ -174,7 +172,6 @@ def original(data):
 
 def pytorch(batches, data):
     """Return work that trains the same network on batches in PyTorch, by its fused Adam."""
-    sys.modules["triton"] = None  # its LLVM and TensorFlow's end a process that loads both
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -244,26 +241,47 @@ def refitting(batches, data, method):
     kernels = pruned_kernels(dense, method, MASKED)
     pruned = dense._replace(kernels=project.compact(kernels))
     images = data.train_images[: project.REFIT_IMAGES].numpy()
-    targets = project.live_outputs(project.layer_outputs(dense, images), kernels)
+    inputs = project.layer_inputs(dense, images)
+    outputs = [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, dense.kernels)]
+    targets = project.live_outputs(outputs, kernels)
     epoch = len(data.train_images) / (batches * project.BATCH_SIZE)
 
     def work():
-        project.refit_output(pruned, images, targets)
-        project.refit_layers(pruned, images, targets)
+        for repair in project.REPAIRS.values():
+            repair(pruned, images, targets)
 
     return lambda: timed(work) / epoch
 
 
-# ----------------------------------------------------------------------------- sweep, sparse, job
+# -------------------------------------------------------------------- pruning, sweep, sparse, job
 
 
-def sweep_seconds(network, data, changes):
-    """Time pruning a trained network by the default methods and measuring it."""
-    original_train, project.train = project.train, lambda *_: network
-    options = project.parse_options(["--seeds", "0", *changes])
-    seconds = timed(lambda: project.run_seed(data, 0, options))
-    project.train = original_train
-    return seconds
+def pytorch_pruning(kernel):
+    """Return work that prunes a kernel in PyTorch."""
+    import torch.nn.utils.prune
+
+    def work():
+        module = torch.nn.Module()
+        module.weight = torch.nn.Parameter(torch.from_numpy(kernel))  # not a copy
+        torch.nn.utils.prune.l1_unstructured(module, "weight", MASKED)
+
+    return work
+
+
+def benchmark_pruning(repeats):
+    """Print how long pruning a large kernel takes."""
+    kernel = RNG.normal(size=(4096, 4096)).astype(np.float32)
+    works = [lambda: project.prune_weights(kernel, MASKED)]
+    if importlib.util.find_spec("torch"):
+        works.append(pytorch_pruning(kernel))
+    for work in works:  # warms up
+        work()
+    runs = [[timed(work) for work in works] for _ in range(repeats)]
+    line = f"{statistics.median(run[0] for run in runs):.2f} s"
+    if len(works) > 1:
+        ratio = statistics.median(run[0] / run[1] for run in runs)
+        line += f", {ratio:.2f} of what torch.nn.utils.prune.l1_unstructured takes"
+    print(f"\npruning {kernel.size / 1e6:.1f} million weights: {line}")
 
 
 def benchmark_sweep(network, data):
@@ -275,7 +293,8 @@ def benchmark_sweep(network, data):
     one_pass()
     dense = statistics.median(timed(one_pass) for _ in range(9))
     for changes in (["--refit-images", "0"], []):
-        whole = sweep_seconds(network, data, changes)
+        options = project.parse_options(changes)
+        whole = timed(functools.partial(project.prune_dense, network, data, 0, options))
         name = " ".join(["sweep", *changes])
         print(f"{name}: {whole:.1f} s, {whole / dense:.0f} dense passes of {dense:.3f} s")
 
@@ -342,6 +361,7 @@ def main():
     benchmark_job(options.data_dir)  # first: the peak of a process starts at its parent's size
     data = project.load_dataset("mnist", options.data_dir)
     benchmark_training(options.repeats, options.batches, data)
+    benchmark_pruning(options.repeats)
     network = train(dense_network(), data, len(data.train_images) // project.BATCH_SIZE, 1)
     benchmark_sweep(network, data)
     benchmark_sparse(network, data)

@@ -17,6 +17,8 @@ ROOT = Path(network_pruning.__file__).parent
 SCRIPT = ROOT / "network_pruning.py"
 REAL_DATA = ROOT.parent / "shared" / "data"
 
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # pytest runs a worker on each core
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # the environment of the processes that tests start, as it is before TensorFlow is configured
 CLEAN = dict(os.environ)
 DEVICE = network_pruning.configure_tensorflow()
@@ -31,21 +33,22 @@ def draw_kernels(sizes, rng):
 
 
 def pruned_by(method, kernels, sparsity, seed=0):
-    """Kernels of hidden layers, pruned by a method."""
-    ranks = METHODS[method].rank(kernels, np.random.default_rng(seed))
-    return METHODS[method].prune(kernels, ranks, sparsity)
+    """Kernels of hidden layers, pruned by a method; those that look at inputs see random ones."""
+    rng = np.random.default_rng(seed)
+    inputs = [rng.random((9, kernel.shape[0]), np.float32) for kernel in kernels]
+    return METHODS[method](kernels, inputs, sparsity, np.random.default_rng(seed))
 
 
 @pytest.fixture
 def run_command(tmp_path):
     """Run the script in a process of its own, in an empty folder and without a network."""
 
-    def run(*arguments, **variables):
+    def run(*arguments, script=SCRIPT, **variables):
         # a proxy that refuses every connection: downloads fail at once, on any machine
         proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
         environment = {**CLEAN, **proxies, "KERAS_HOME": str(tmp_path / "keras"), **variables}
         return subprocess.run(
-            [sys.executable, SCRIPT, *map(str, arguments)],
+            [sys.executable, script, *map(str, arguments)],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -58,10 +61,18 @@ def run_command(tmp_path):
 
 @pytest.fixture
 def run_main(tmp_path, monkeypatch, capfd):
-    """Run the script in this process, where TensorFlow has started already, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
+    """Run the script in this process, where TensorFlow has started, in an empty folder.
 
-    def run(*arguments):
+    Its figures are drawn, which takes most of the time, only with `draw=True`.
+    """
+    monkeypatch.chdir(tmp_path)
+    save_figure = network_pruning.save_figure
+
+    def stand_in(draw, curves, path):
+        path.write_bytes(b"a figure")
+
+    def run(*arguments, draw=False):
+        monkeypatch.setattr(network_pruning, "save_figure", save_figure if draw else stand_in)
         status = 0
         try:
             network_pruning.main([str(argument) for argument in arguments])
@@ -89,9 +100,9 @@ def read_rows(path):
     return pandas.read_csv(path).to_dict("records")
 
 
-def without_times(path):
-    """The text of a CSV file but for the times, which differ from run to run."""
-    return pandas.read_csv(path, dtype=str).drop(columns="speedup").to_csv(index=False)
+def files_in(folder):
+    """Names of the files in a folder and below it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def assert_one_line(done, message, status=1):

@@ -18,6 +18,7 @@ import network_pruning as project
 project.configure_tensorflow()
 tf = project.tf
 
+OPTIONS = project.parse_options([])  # the settings of the script
 PRUNED = {  # method: sparsities
     "weight": (0.95, 0.97),
     "neuron": (0.8, 0.9),
@@ -28,16 +29,11 @@ IMAGE_COUNTS = (100, 300, project.REFIT_IMAGES, 5000)
 DISTILLATION_EPOCHS = (10, 40)
 
 
-def learn(network, images, targets, epochs, generator):
-    """Train a network with the settings of the script."""
-    size, rate = project.BATCH_SIZE, project.LEARNING_RATE
-    return project.train(network, images, targets, epochs, size, rate, generator)
-
-
 def choose(dataset, count, seed, dense):
-    """Choose training images to refit on; return them and the dense network's outputs."""
+    """Choose training images; return what each layer of the dense network gets and computes."""
     images = project.choose_images(dataset.train_images, count, seed)
-    return images, project.layer_outputs(dense, images)
+    inputs = [np.asarray(received) for received in project.layer_inputs(dense, images)]
+    return inputs, [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, dense.kernels)]
 
 
 def with_random_values(network, generator):
@@ -77,17 +73,18 @@ def repairs(dense, kernels, samples, foreign, seed):
     foreign: one from the other data set.
     """
     pruned = dense._replace(kernels=project.compact(kernels))
-    refit = {}  # by the number of images
-    for count, (images, outputs) in samples.items():
-        targets = project.live_outputs(outputs, kernels)
-        refit[count] = project.refit_layers(pruned, images, targets)
-        yield "refit", count, 0, refit[count]
-    images, outputs = foreign
-    targets = project.live_outputs(outputs, kernels)
-    count = project.REFIT_IMAGES
-    yield "other_images", count, 0, project.refit_layers(pruned, images, targets)
 
-    images, outputs = samples[count]
+    def refit(inputs, outputs):
+        return project.refit_layers(pruned, inputs[0], project.live_outputs(outputs, kernels))
+
+    refits = {count: refit(*sample) for count, sample in samples.items()}
+    for count, network in refits.items():
+        yield "refit", count, 0, network
+    count = project.REFIT_IMAGES
+    yield "other_images", count, 0, refit(*foreign)
+
+    inputs, outputs = samples[count]
+    images = inputs[0]
     targets = project.live_outputs(outputs, kernels)
     yield "rescaled", count, 0, rescale(pruned, images, targets)
     random = with_random_values(pruned, project.rng_for(seed, "random values"))
@@ -100,27 +97,26 @@ def repairs(dense, kernels, samples, foreign, seed):
     pixels = tf.constant(images)
 
     def distilled(network, epochs):
-        return learn(network, pixels, teacher, epochs, project.rng_for(seed, "distillation"))
+        size, rate = OPTIONS.batch_size, OPTIONS.learning_rate
+        rng = project.rng_for(seed, "distillation")
+        return project.train(network, pixels, teacher, epochs, size, rate, rng)
 
     for epochs in DISTILLATION_EPOCHS:
         yield "distilled", count, epochs, distilled(pruned, epochs)
     epochs = DISTILLATION_EPOCHS[0]
-    yield "refit_distilled", count, epochs, distilled(refit[count], epochs)
+    yield "refit_distilled", count, epochs, distilled(refits[count], epochs)
 
 
 def run_controls(dataset, other, seed):
     """Yield a row of the CSV for each pruned network and repair."""
-    sizes = (dataset.train_images.shape[1], *project.HIDDEN_UNITS, dataset.train_targets.shape[1])
-    dense = project.new_network(sizes, project.rng_for(seed, "new dense"))
-    images, targets = dataset.train_images, dataset.train_targets
-    dense = learn(dense, images, targets, project.EPOCHS, project.rng_for(seed, "train dense"))
+    dense = project.train_dense(dataset, seed, OPTIONS)
     samples = {count: choose(dataset, count, seed, dense) for count in IMAGE_COUNTS}
     foreign = choose(other, project.REFIT_IMAGES, seed, dense)
+    inputs, _ = samples[project.REFIT_IMAGES]
     for method, sparsities in PRUNED.items():
-        generator = project.rng_for(seed, f"prune {method}")
-        ranks = project.METHODS[method].rank(dense.hidden, generator)
         for sparsity in sparsities:
-            hidden = project.METHODS[method].prune(dense.hidden, ranks, sparsity)
+            rng = project.rng_for(seed, f"prune {method}")
+            hidden = project.METHODS[method](dense.hidden, inputs, sparsity, rng)
             kernels = [*hidden, dense.kernels[-1]]
             for control, count, epochs, network in repairs(dense, kernels, samples, foreign, seed):
                 outputs = project.logits(network, dataset.test_images).numpy()

@@ -17,7 +17,7 @@ from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from network_pruning import REPAIRS, SPARSITIES, TITLES
+from network_pruning import SPARSITIES, STYLES, TITLES
 
 PUBLISHED = ROOT / "plots" / "published"
 FILES = (ROOT / "README.md", PUBLISHED / "README.md")
@@ -32,6 +32,9 @@ METHODS = {
     "random_neuron": "random neurons",
     "global_weight": "weights, ranked globally",
     "scratch": "from scratch",
+}
+REPAIRS = {  # and what had none, with their titles
+    name: STYLES[name]["label"] for name in ("none", "no_bias", "refit_output", "refit", "retrain")
 }
 CONTROL_TITLES = {
     "refit": "refit",

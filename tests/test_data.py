@@ -2,17 +2,12 @@
 
 import gzip
 import socket
-import ssl
 import struct
-import threading
-import urllib.error
-import urllib.request
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY, assert_one_line, read_rows
+from conftest import TINY, assert_one_line, files_in, read_rows
 
 import network_pruning
 from network_pruning import UserError, load_dataset, load_datasets
@@ -112,8 +107,53 @@ def test_where_none_or_several_fit_what_was_found_is_listed(tmp_path):
         UserError, match="one file of test images.*found there: train-images-idx3-ubyte, "
     ):
         load_dataset("half", tmp_path)
-    with pytest.raises(UserError, match=r"needs one file of training images.*found there: nothing"):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="one file of training images.*found there: no files"):
+        load_dataset("empty", tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named_with_the_reason(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"absent \(in --data-dir\) cannot be read: No such file"):
         load_dataset("absent", tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file \(in --data-dir\) cannot be read: Not a directory"):
+        load_dataset("file", tmp_path)
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(network_pruning.os, "listdir", refuse)
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+        load_dataset("mine", tmp_path)
+
+
+def test_links_to_folders_and_files_are_followed_and_one_to_a_folder_above_is_no_trap(tmp_path):
+    write_folder(tmp_path / "elsewhere" / "raw")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine").symlink_to(tmp_path / "elsewhere")
+    assert_loaded(load_dataset("mine", tmp_path / "data"))
+    (tmp_path / "data" / "below").mkdir()
+    (tmp_path / "data" / "below" / "raw").symlink_to(tmp_path / "elsewhere" / "raw")
+    (tmp_path / "data" / "below" / "loop").symlink_to(tmp_path / "data" / "below")
+    assert_loaded(load_dataset("below", tmp_path / "data"))
+    (tmp_path / "data" / "files").mkdir()
+    for name in NAMES:  # as caches keep files, under a name of its content
+        (tmp_path / "blobs").mkdir(exist_ok=True)
+        (tmp_path / "elsewhere" / "raw" / name).rename(tmp_path / "blobs" / name[::-1])
+        (tmp_path / "data" / "files" / name).symlink_to(tmp_path / "blobs" / name[::-1])
+    assert_loaded(load_dataset("files", tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist (1)", "e\u0301te\u0301", "\u624b\u66f8", "-x", "a.b", "$x^$"]
+)
+@pytest.mark.filterwarnings("error:Glyph")
+def test_a_data_set_may_have_any_name_that_a_folder_has(run_main, tmp_path, name):
+    write_folder(tmp_path / "data" / name)
+    options = ("--data-dir", "data", *TINY[2:], "--methods", "weight", "--seeds", 0)
+    done = run_main(*options, f"--datasets={name}/", draw=name == "$x^$")
+    assert done.returncode == 0, done.stderr
+    assert {row["dataset"] for row in read_rows(tmp_path / "plots" / f"{name}.csv")} == {name}
 
 
 def test_labels_are_the_distinct_ones_of_training(tmp_path):
@@ -151,16 +191,19 @@ def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (changed(1, ARRAYS[1][:-1]), r"train-labels-idx1-ubyte \(19,\)"),
-        (changed(3, ARRAYS[3][:-1]), r"t10k-labels-idx1-ubyte \(9,\)"),
-        (changed(3, ARRAYS[3] + 1), r"t10k-labels-idx1-ubyte has labels that .* lacks: \[10\]"),
-        (changed(1, np.zeros(20, np.uint8)), r"train-labels-idx1-ubyte has one class, \[0\]; two"),
-        (changed(2, np.ones((10, 3, 4), np.uint8)), r"t10k-images-idx3-ubyte \(10, 3, 4\)"),
-        (changed(0, ARRAYS[0][:0]), r"train-images-idx3-ubyte \(0, 4, 3\)"),
-        (changed(2, ARRAYS[2][:0]), r"t10k-images-idx3-ubyte \(0, 4, 3\)"),
+        (changed(1, ARRAYS[1][:-1]), r"training labels \(19,\)"),
+        (changed(3, ARRAYS[3][:-1]), r"test labels \(9,\)"),
+        (changed(3, ARRAYS[3] + 1), r"test labels that the training labels lack: \[10\]"),
+        (
+            changed(1, np.zeros(20, np.uint8)),
+            r"training labels of one class, \[0\]; two are needed",
+        ),
+        (changed(2, np.ones((10, 3, 4), np.uint8)), r"test images \(10, 3, 4\)"),
+        (changed(0, ARRAYS[0][:0]), r"training images \(0, 4, 3\)"),
+        (changed(2, ARRAYS[2][:0]), r"test images \(0, 4, 3\)"),
         (changed(0, 0 * ARRAYS[0]), "not all black"),
-        (changed(0, ARRAYS[1]), r"train-images-idx3-ubyte \(20,\)"),
-        (changed(1, ARRAYS[0]), r"train-labels-idx1-ubyte \(20, 4, 3\)"),
+        (changed(0, ARRAYS[1]), r"training images \(20,\)"),
+        (changed(1, ARRAYS[0]), r"training labels \(20, 4, 3\)"),
     ],
     ids=(
         ["counts", "test-counts", "labels", "one-class", "shape", "empty-training", "empty-test"]
@@ -168,17 +211,18 @@ def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, content, message):
     ),
 )
 def test_files_that_do_not_fit_each_other_are_named(tmp_path, arrays, message):
-    write_folder(tmp_path / "mnist", arrays)
-    with pytest.raises(UserError, match=message) as caught:
-        load_dataset("mnist", tmp_path)
-    assert str(tmp_path / "mnist") in str(caught.value)
+    write_folder(tmp_path / "mine", arrays)
+    with pytest.raises(UserError, match=f"^mine: .*{message}"):
+        load_dataset("mine", tmp_path)
 
 
 def test_bad_data_end_the_command_with_one_line_before_any_training(run_main, tmp_path):
     write_folder(tmp_path / "data" / "mnist", changed(1, ARRAYS[1][:-1]))
     done = run_main("--data-dir", "data", "--datasets", "mnist")
-    assert_one_line(done, "error: not images [n, height, width], not all black, and n labels: data")
-    assert not list((tmp_path / "plots").iterdir())
+    assert_one_line(
+        done, "error: mnist: not images [n, height, width], not all black, and n labels: "
+    )
+    assert files_in(tmp_path / "plots") == []
 
 
 # ------------------------------------------------------------------------------- which data set
@@ -218,6 +262,23 @@ def test_where_nothing_is_named_the_digits_stand_in_and_that_is_said(no_download
     assert "no route to host" in said and "Using scikit-learn's digits instead" in said
 
 
+def test_one_that_cannot_be_downloaded_leaves_the_other_alone(no_download, monkeypatch, capsys):
+    monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: (ARRAYS[:2], ARRAYS[2:]))
+    assert [dataset.name for dataset in load_datasets(None, None)] == ["mnist"]
+    assert "fashion_mnist is unavailable: download failed" in capsys.readouterr().err
+
+
+def test_digits_work_beside_a_data_dir_that_has_no_folder_of_that_name(tmp_path):
+    write_folder(tmp_path / "mine")
+    assert [d.name for d in load_datasets(["mine", "digits"], tmp_path)] == ["mine", "digits"]
+
+
+def test_the_most_frequent_class_is_that_of_the_test_set(tmp_path):
+    labels = changed(3, np.array([1] * 7 + [0, 2, 3], np.uint8))
+    write_folder(tmp_path / "mine", labels)
+    assert load_dataset("mine", tmp_path).majority_accuracy == 0.7
+
+
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_a_data_set_that_was_named_is_never_replaced(name, no_download, run_main, tmp_path):
     done = run_main("--datasets", name)
@@ -227,7 +288,7 @@ def test_a_data_set_that_was_named_is_never_replaced(name, no_download, run_main
     for part in (*told, "--data-dir DIR"):
         assert part in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not list((tmp_path / "plots").iterdir())
+    assert files_in(tmp_path / "plots") == []
 
 
 def test_any_folder_in_the_format_of_mnist_is_a_data_set(run_main, tmp_path):
@@ -253,61 +314,10 @@ def test_the_real_files_are_read(real_data):
 # -------------------------------------------------------------------------------------- downloads
 
 
-class Halting(BaseHTTPRequestHandler):
-    """Promises a file, sends half of it and closes, or answers with an error."""
-
-    def do_GET(self):
-        if self.path == "/error":
-            return self.send_error(503)
-        self.send_response(200)
-        self.send_header("Content-Length", "1000")
-        self.end_headers()
-        self.wfile.write(bytes(500))
-
-    def log_message(self, *_):
-        pass
-
-
-def download_from(url, monkeypatch, folder):
-    """Let MNIST be downloaded by Keras from a URL, past any proxy; return what is said of it."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    monkeypatch.setattr(urllib.request, "_opener", opener)
-    load_data = lambda: keras.utils.get_file("file.npz", url, cache_dir=folder)  # noqa: E731
+def test_a_silent_server_does_not_hang_the_download(monkeypatch):
+    timeouts = []
+    load_data = lambda: timeouts.append(socket.getdefaulttimeout())  # noqa: E731
     monkeypatch.setattr(keras.datasets.mnist, "load_data", load_data)
-    with pytest.raises(UserError) as caught:
-        load_datasets(["mnist"], None)
-    assert not [file for file in folder.rglob("*.npz*") if file.is_file()]
-    return str(caught.value)
-
-
-def serving(handler=Halting):
-    """Start a server in the background."""
-    server = HTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server, f"127.0.0.1:{server.server_address[1]}"
-
-
-@pytest.mark.parametrize(("path", "message"), [("error", "503"), ("half", "500 out of 1000 bytes")])
-def test_a_failed_download_leaves_no_file_and_says_why(tmp_path, monkeypatch, path, message):
-    server, address = serving()
-    assert message in download_from(f"http://{address}/{path}", monkeypatch, tmp_path)
-    server.shutdown()
-
-
-def test_a_certificate_that_cannot_be_verified_is_the_reason_given(tmp_path, monkeypatch):
-    reason = ssl.SSLCertVerificationError("certificate verify failed: unable to get local issuer")
-
-    def refuse(*_, **__):
-        raise urllib.error.URLError(reason)
-
-    monkeypatch.setattr(urllib.request.AbstractHTTPHandler, "do_open", refuse)
-    said = download_from("https://example.org/", monkeypatch, tmp_path)
-    assert "certificate verify failed: unable to get local issuer" in said
-
-
-def test_a_silent_server_does_not_hang_the_download(monkeypatch, tmp_path):
-    monkeypatch.setattr(network_pruning, "DOWNLOAD_TIMEOUT", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts and never answers
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
-        assert "timed out" in download_from(url, monkeypatch, tmp_path)
-    assert socket.getdefaulttimeout() is None
+    with pytest.raises(UserError):
+        load_dataset("mnist", None)
+    assert timeouts == [network_pruning.DOWNLOAD_TIMEOUT] and socket.getdefaulttimeout() is None

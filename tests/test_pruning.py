@@ -8,9 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from network_pruning import METHODS, compact, live_units, prune_neurons, prune_weights, refit
+from network_pruning import (
+    METHODS,
+    compact,
+    live_units,
+    prune_neurons,
+    prune_weights,
+    refit,
+    scaled_weight,
+)
 
-LAYER_BY_LAYER = ("weight", "neuron", "random_weight", "random_neuron")
+LAYER_BY_LAYER = ("weight", "neuron", "scaled_weight", "random_weight", "random_neuron")
 
 KERNEL = np.array(
     [
@@ -180,6 +188,15 @@ def test_global_pruning_can_empty_a_layer_and_breaks_ties_in_order():
         assert [np.count_nonzero(kernel == 0) for kernel in pruned] == counts
 
 
+def test_scaled_pruning_removes_the_smallest_products_of_magnitude_and_norm_of_the_input():
+    kernels = [np.array([[4.0, -1.0], [1.0, -0.3]]), np.array([[1.0, 2.0]])]
+    # the inputs have norms 1 and 5, and 0: the products are 4, 1, 5 and 1.5, and all 0
+    inputs = [np.array([[1.0, 3.0], [0.0, 4.0]]), np.array([[0.0], [0.0]])]
+    first, second = scaled_weight(kernels, inputs, 0.5, None)
+    np.testing.assert_array_equal(first, [[4, 0], [1, 0]])
+    np.testing.assert_array_equal(second, [[0, 2]])
+
+
 @given(
     sizes=st.lists(st.integers(2, 12), min_size=3, max_size=5),
     sparsity=SPARSITIES,
@@ -305,8 +322,9 @@ def test_a_compacted_network_computes_the_same_and_has_nothing_left_to_delete(
         ([(3, 4), (4,), (4, 2), (2,)], r"layers: \[\(3, 4\), \(4,\).* with biases cannot"),
         ([(3, 4), (4, 2), (2,)], "leave out the output bias"),
         ([(3, 4), (5, 2)], r"of consecutive layers: \[\(3, 4\), \(5, 2\)\]"),
+        ([(3, 0), (0, 2)], r"a layer without inputs or units: \[\(3, 0\), \(0, 2\)\]"),
     ],
-    ids=["nothing", "hidden-biases", "output-bias", "broken-chain"],
+    ids=["nothing", "hidden-biases", "output-bias", "broken-chain", "no-units"],
 )
 def test_what_cannot_be_compacted_is_refused(shapes, message):
     with pytest.raises(ValueError, match=message):
@@ -421,3 +439,49 @@ def test_refit_refuses_values_that_are_not_finite(which):
     arguments[which][0, 0] = np.inf
     with pytest.raises(ValueError, match="must be finite"):
         refit(*arguments)
+
+
+@pytest.mark.parametrize("ridge", [-1, float("nan"), float("inf")])
+def test_refit_refuses_a_ridge_that_is_negative_or_not_finite(ridge):
+    with pytest.raises(ValueError, match="ridge is a finite number of at least 0, not"):
+        refit(*layer(), ridge=ridge)
+
+
+def test_refit_never_returns_weights_that_are_not_finite():
+    kernel = np.ones((1, 1), np.float32)
+    inputs, targets = np.float32([[1e-30]]), np.float32([[1e30]])  # 1e60 would do
+    with pytest.raises(ValueError, match="too large for float32"):
+        refit(kernel, inputs, targets, ridge=0)
+
+
+def test_a_unit_that_has_converged_stays_as_it_is():
+    inputs, targets = np.array([[1, 0.3, 0.7], [0.2, 1, 0.1]]), np.array([[5.0, 1], [1.3, 2]])
+    kernel = np.ones((3, 2))
+    after = [refit(kernel, inputs, targets, steps, ridge=0) for steps in (5, 20, 1000)]
+    np.testing.assert_allclose(inputs @ after[0], targets)
+    np.testing.assert_array_equal(after[0], after[1])
+    np.testing.assert_array_equal(after[0], after[2])
+
+
+@given(seed=st.integers(0, 999), ridge=st.sampled_from([0, 1e-8, 0.01]), kind=st.sampled_from("fd"))
+def test_refit_gets_no_worse_however_many_steps_it_takes(seed, ridge, kind):
+    """Also with fewer samples than inputs, inputs that are the same, and of other magnitudes."""
+    rng = np.random.default_rng(seed)
+    n, fan_in = rng.integers(1, 30, size=2)
+    kernel, inputs, targets = (array.astype(kind) for array in layer(seed, n, max(fan_in, 4)))
+    inputs[:, 0] = inputs[:, -1]
+    inputs *= (10.0 ** rng.integers(-3, 4, inputs.shape[1])).astype(kind)
+    kernel = prune_weights(kernel, rng.random())
+    before = np.sum((inputs @ kernel - targets) ** 2, axis=0)
+    for steps in (10, 300):
+        after = np.sum((inputs @ refit(kernel, inputs, targets, steps, ridge) - targets) ** 2, 0)
+        assert (after <= 1.001 * before).all()
+
+
+@pytest.mark.parametrize("exponent", [-100, -66, 63, 100])  # squares of float32 end at 2**127
+def test_refit_does_not_depend_on_the_scale_of_inputs_and_targets(exponent):
+    kernel, inputs, targets = (array.astype(np.float32) for array in layer())
+    kernel = prune_weights(kernel, 0.5)
+    scale = np.float32(2.0**exponent)
+    scaled = refit(kernel, scale * inputs, scale * targets)
+    np.testing.assert_array_equal(scaled, refit(kernel, inputs, targets))
