@@ -94,7 +94,6 @@ __all__ = ["prune_weights", "prune_neurons", "compact", "refit", "prune_model", 
 
 # ------------------------------------------------------------------------------------- recipe
 
-USE_CPU = "set the environment variable CUDA_VISIBLE_DEVICES=-1 to run on the CPU"
 HIDDEN_UNITS = (1000, 1000, 500, 200)
 EPOCHS = 10
 BATCH_SIZE = 128  # images
@@ -109,6 +108,8 @@ REFIT_RIDGE = 0.01  # relative to the mean square of the inputs
 FAILED_LOSS = 100  # times the loss of chance, ln(classes); beyond it training did not recover
 TIMING_ROUNDS = 3
 DECIMALS = 6  # of what was measured, in the CSV
+
+# -------------------------------------------------------------------------- used by all sections
 
 # a progress bar where standard error is a terminal
 progress = functools.partial(tqdm, leave=False, disable=None if sys.stderr else True)
@@ -297,22 +298,25 @@ def refit(kernel, inputs, targets, steps=REFIT_STEPS, ridge=REFIT_RIDGE):
     squares = gram.diagonal()
     penalty = ridge * squares.sum() / max(np.count_nonzero(squares), 1)
     gram += penalty * np.eye(len(gram), dtype=gram.dtype)
-    scale = 1 / np.maximum(gram.diagonal()[:, np.newaxis], np.finfo(gram.dtype).tiny)
+    diagonal = np.maximum(gram.diagonal()[:, np.newaxis], np.finfo(gram.dtype).tiny)
     change = np.zeros_like(kernel)
     residual = kept * (inputs.T @ errors)
-    direction = scale * residual
+    direction = residual / diagonal
     length = np.sum(residual * direction, axis=0)
-    rounding = np.finfo(gram.dtype).eps ** 2 * length
+    epsilon = np.finfo(gram.dtype).eps
+    converged = epsilon**2 * length
     for _ in range(steps):
-        going = length > rounding
         curved = kept * (gram @ direction)
         curvature = np.sum(direction * curved, axis=0)
+        scaled_square = np.sum(direction**2 * diagonal, axis=0)
+        # else what is left is rounding, and the step might be a long one in any direction
+        going = (length > converged) & (curvature > epsilon * scaled_square)
         step = np.where(going, length / np.where(going, curvature, 1), 0)
         change += step * direction
         residual = residual - step * curved
         previous = np.where(going, length, 1)
-        length = np.sum(residual * scale * residual, axis=0)
-        direction = scale * residual + length / previous * direction
+        length = np.sum(residual**2 / diagonal, axis=0)
+        direction = residual / diagonal + length / previous * direction
     result = kernel + np.ldexp(change, error_exponents - input_exponent)
     if not np.isfinite(result).all():
         raise ValueError(f"the refit weights are too large for {result.dtype}")
@@ -391,9 +395,14 @@ def layer_inputs(network, images):
     return inputs
 
 
-def live_outputs(outputs, kernels):
-    """What the live units of pruned kernels computed before; outputs: of each layer, [n, units]."""
-    return [layer[:, units] for layer, units in zip(outputs, live_units(kernels)[1:])]
+def layer_products(network, inputs):
+    """What each layer computes from what it receives, before bias and activation: arrays."""
+    return [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, network.kernels)]
+
+
+def of_live_units(products, kernels):
+    """What the live units of pruned kernels computed before; products: of each layer."""
+    return [layer[:, units] for layer, units in zip(products, live_units(kernels)[1:])]
 
 
 def logits(network, images):
@@ -489,7 +498,8 @@ def prune_model(model, sparsity, images):
     """
     from keras import Model, layers, models
 
-    def received(network, layer):
+    def received(network, name):
+        layer = network.get_layer(name)
         part = Model(network.inputs[0], layer.input)
         return part.predict(images, verbose=0).reshape(-1, layer.input.shape[-1])
 
@@ -500,15 +510,17 @@ def prune_model(model, sparsity, images):
         if len(layer.weights) != 1 + layer.use_bias:
             reason = "adapters or quantized weights; merge or dequantize them first"
             raise ValueError(f"layer {layer.name} has {reason}")
-    pruned = models.clone_model(model)
+    # the layers of a model may also be those of others; the layers of a clone are its own
+    trained, pruned = models.clone_model(model), models.clone_model(model)
+    trained.set_weights(model.get_weights())
     pruned.set_weights(model.get_weights())
     for layer in dense:
         kernel, *bias = layer.get_weights()
-        targets = received(model, layer) @ kernel
+        targets = received(trained, layer.name) @ kernel
         if layer is not dense[-1]:
             kernel = prune_weights(kernel, sparsity)
-        copy = pruned.get_layer(layer.name)
-        copy.set_weights([refit(kernel, received(pruned, copy), targets), *bias])
+        kernel = refit(kernel, received(pruned, layer.name), targets)
+        pruned.get_layer(layer.name).set_weights([kernel, *bias])
     return pruned
 
 
@@ -811,12 +823,12 @@ def prune_dense(dense, dataset, seed, options):
 
     def record(method, sparsity, repair, network):
         features = layer_inputs(network, dataset.test_images)[-1]
-        products = tf.matmul(features, network.kernels[-1]).numpy()
+        without_bias = tf.matmul(features, network.kernels[-1]).numpy()
         biases = {repair: network.bias}
         if repair == "none":
             biases["no_bias"] = 0
         for name, bias in biases.items():
-            accuracy, loss = evaluate(products + bias, dataset.test_labels)
+            accuracy, loss = evaluate(without_bias + bias, dataset.test_labels)
             live = sum(np.count_nonzero(kernel) for kernel in network.hidden)
             stored = sum(kernel.size for kernel in network.hidden)
             rows.append(
@@ -845,7 +857,7 @@ def prune_dense(dense, dataset, seed, options):
 
     images = choose_images(dataset.train_images, options.refit_images, seed)
     inputs = [np.asarray(received) for received in layer_inputs(dense, images)]
-    outputs = [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, dense.kernels)]
+    products = layer_products(dense, inputs)
     for method in progress(options.methods, unit="method"):
         for sparsity in options.sparsities:
             rng = rng_for(seed, f"prune {method}")
@@ -853,7 +865,7 @@ def prune_dense(dense, dataset, seed, options):
             repaired = pruned = Network(compact(kernels), dense.bias)
             record(method, sparsity, "none", pruned)
             if options.refit_images > 0:
-                targets = live_outputs(outputs, kernels)
+                targets = of_live_units(products, kernels)
                 for name, repair in REPAIRS.items():
                     repaired = repair(pruned, images, targets)
                     record(method, sparsity, name, repaired)
@@ -1288,6 +1300,8 @@ def draw_figures(folder, name):
 
 
 # ------------------------------------------------------------------------------- command line
+
+USE_CPU = "set the environment variable CUDA_VISIBLE_DEVICES=-1 to run on the CPU"
 
 
 def expanded(text):

@@ -242,8 +242,8 @@ def refitting(batches, data, method):
     pruned = dense._replace(kernels=project.compact(kernels))
     images = data.train_images[: project.REFIT_IMAGES].numpy()
     inputs = project.layer_inputs(dense, images)
-    outputs = [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, dense.kernels)]
-    targets = project.live_outputs(outputs, kernels)
+    outputs = project.layer_products(dense, inputs)
+    targets = project.of_live_units(outputs, kernels)
     epoch = len(data.train_images) / (batches * project.BATCH_SIZE)
 
     def work():

@@ -33,7 +33,7 @@ def choose(dataset, count, seed, dense):
     """Choose training images; return what each layer of the dense network gets and computes."""
     images = project.choose_images(dataset.train_images, count, seed)
     inputs = [np.asarray(received) for received in project.layer_inputs(dense, images)]
-    return inputs, [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, dense.kernels)]
+    return inputs, project.layer_products(dense, inputs)
 
 
 def with_random_values(network, generator):
@@ -75,7 +75,7 @@ def repairs(dense, kernels, samples, foreign, seed):
     pruned = dense._replace(kernels=project.compact(kernels))
 
     def refit(inputs, outputs):
-        return project.refit_layers(pruned, inputs[0], project.live_outputs(outputs, kernels))
+        return project.refit_layers(pruned, inputs[0], project.of_live_units(outputs, kernels))
 
     refits = {count: refit(*sample) for count, sample in samples.items()}
     for count, network in refits.items():
@@ -85,7 +85,7 @@ def repairs(dense, kernels, samples, foreign, seed):
 
     inputs, outputs = samples[count]
     images = inputs[0]
-    targets = project.live_outputs(outputs, kernels)
+    targets = project.of_live_units(outputs, kernels)
     yield "rescaled", count, 0, rescale(pruned, images, targets)
     random = with_random_values(pruned, project.rng_for(seed, "random values"))
     yield "random_values", count, 0, project.refit_output(random, images, targets)

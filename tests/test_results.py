@@ -143,9 +143,9 @@ def test_jobs_of_seeds_methods_levels_and_retraining_add_to_one_another(run_main
 
 def test_jobs_side_by_side_leave_the_whole_picture(run_command, tmp_path):
     with ThreadPoolExecutor() as side_by_side:
-        jobs = side_by_side.map(lambda seed: run_command(*SHORT, "--seeds", seed), range(3))
-        assert [done.returncode for done in jobs] == [0, 0, 0]
-    assert set(results(tmp_path / "plots")["seed"]) == {0, 1, 2}
+        jobs = side_by_side.map(lambda seed: run_command(*SHORT, "--seeds", seed), range(2))
+        assert [done.stderr for done in jobs if done.returncode] == []
+    assert set(results(tmp_path / "plots")["seed"]) == {0, 1}
 
 
 def test_a_job_that_has_drawn_draws_again_if_others_have_finished_meanwhile(
