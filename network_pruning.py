@@ -28,8 +28,8 @@ Training needs `configure_tensorflow()` first.
 
 import argparse
 import contextlib
+import errno
 import functools
-import glob
 import gzip
 import importlib.util
 import math
@@ -54,12 +54,15 @@ PACKAGES = ("tensorflow", "numpy", "matplotlib", "pandas", "tqdm", "scikit-learn
 
 def require(*names):
     """Import packages. Raise ImportError, with one line, if one is missing, hidden or broken."""
+    beside = Path(__file__).resolve().parent
     for name in names:
         spec = importlib.util.find_spec(name.partition(".")[0])
-        if spec and not spec.submodule_search_locations:  # a file, and every package is a folder
-            raise ImportError(f"{spec.origin} hides the package {name}; rename that file")
+        origin = Path(spec.origin) if spec and spec.origin else None
+        # a package is a folder, and not one beside the script
+        if origin and (not spec.submodule_search_locations or origin.parents[1] == beside):
+            raise ImportError(f"{origin} hides the package {name}; rename it")
         try:
-            if spec and not spec.origin:  # an unrelated folder of this name
+            if not origin:
                 raise ModuleNotFoundError(f"No module named {name!r}")
             importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -67,14 +70,14 @@ def require(*names):
             packages = ["-r", str(requirements)] if requirements.exists() else PACKAGES
             command = subprocess.list2cmdline([sys.executable, "-m", "pip", "install", *packages])
             raise ImportError(f"{error}; run {command}") from error
-        except Exception as error:  # incompatible packages raise exceptions of many types
+        except (Exception, SystemExit) as error:  # broken packages raise exceptions of many types
             raise ImportError(f"{name} cannot be imported: {reason_of(error)}") from error
 
 
 def reason_of(error):
-    """Return what an exception says, in one line; its type, too, where a type is needed."""
+    """Return what an exception says, in one line: the system's words, or else type and message."""
     text = error.strerror if isinstance(error, OSError) else None
-    return " ".join((text or repr(error)).split())
+    return " ".join((text or f"{type(error).__name__}: {error}").split())
 
 
 if __name__ == "__main__":
@@ -285,42 +288,51 @@ def refit(kernel, inputs, targets, steps=REFIT_STEPS, ridge=REFIT_RIDGE):
 
     kernel: [fan_in, units]. inputs: [n, fan_in], what the layer receives in the pruned network.
     targets: [n, units], what it should compute before bias and activation, such as what it
-    computes in the dense network. steps: the more, the closer to the minimum; a unit that has
-    reached it takes no more. ridge: at least 0, relative to the mean square of the inputs that are
-    not always 0. Raises ValueError for shapes that do not fit each other, no samples, values that
-    are not finite, and a result that would not be.
+    computes in the dense network. steps: the more, the closer to the minimum. ridge: at least 0,
+    relative to the mean square of the inputs that are not always 0. Raises ValueError for shapes
+    that do not fit each other, no samples, values that are not finite, and a result that would not
+    be.
     """
     kernel, inputs, targets = check_refittable(kernel, inputs, targets, ridge)
-    kept = kernel != 0
     errors, error_exponents = in_unit_range(targets - inputs @ kernel, axis=0)
     inputs, input_exponent = in_unit_range(inputs)
     gram = inputs.T @ inputs
     squares = gram.diagonal()
     penalty = ridge * squares.sum() / max(np.count_nonzero(squares), 1)
     gram += penalty * np.eye(len(gram), dtype=gram.dtype)
-    diagonal = np.maximum(gram.diagonal()[:, np.newaxis], np.finfo(gram.dtype).tiny)
-    change = np.zeros_like(kernel)
-    residual = kept * (inputs.T @ errors)
-    direction = residual / diagonal
-    length = np.sum(residual * direction, axis=0)
-    epsilon = np.finfo(gram.dtype).eps
-    converged = epsilon**2 * length
-    for _ in range(steps):
-        curved = kept * (gram @ direction)
-        curvature = np.sum(direction * curved, axis=0)
-        scaled_square = np.sum(direction**2 * diagonal, axis=0)
-        # else what is left is rounding, and the step might be a long one in any direction
-        going = (length > converged) & (curvature > epsilon * scaled_square)
-        step = np.where(going, length / np.where(going, curvature, 1), 0)
-        change += step * direction
-        residual = residual - step * curved
-        previous = np.where(going, length, 1)
-        length = np.sum(residual**2 / diagonal, axis=0)
-        direction = residual / diagonal + length / previous * direction
+    change = conjugate_gradients(gram, inputs.T @ errors, kernel != 0, steps)
     result = kernel + np.ldexp(change, error_exponents - input_exponent)
     if not np.isfinite(result).all():
         raise ValueError(f"the refit weights are too large for {result.dtype}")
     return result
+
+
+def conjugate_gradients(gram, right, kept, steps):
+    """Solve gram @ x = right for each column of x, which is 0 where `kept` is False.
+
+    gram: [n, n], symmetric, positive semidefinite. right, kept: [n, columns]. A column takes no
+    more steps once it has converged up to rounding.
+    """
+    epsilon = np.finfo(gram.dtype).eps
+    diagonal = np.maximum(gram.diagonal()[:, np.newaxis], np.finfo(gram.dtype).tiny)
+    x = np.zeros_like(right)
+    residual = kept * right
+    direction = residual / diagonal
+    length = np.sum(residual * direction, axis=0)
+    enough = epsilon**2 * length
+    for _ in range(steps):
+        curved = kept * (gram @ direction)
+        curvature = np.sum(direction * curved, axis=0)
+        # a column where rounding hides the curvature might take a long step in any direction
+        measurable = epsilon * np.sum(direction**2 * diagonal, axis=0)
+        going = (length > enough) & (curvature > measurable)
+        step = np.where(going, length / np.where(going, curvature, 1), 0)
+        x += step * direction
+        residual = residual - step * curved
+        previous = np.where(going, length, 1)
+        length = np.sum(residual**2 / diagonal, axis=0)
+        direction = residual / diagonal + length / previous * direction
+    return x
 
 
 def in_unit_range(array, axis=None):
@@ -395,14 +407,14 @@ def layer_inputs(network, images):
     return inputs
 
 
-def layer_products(network, inputs):
-    """What each layer computes from what it receives, before bias and activation: arrays."""
+def preactivations(network, inputs):
+    """What each layer computes from its inputs, before bias and activation: arrays [n, units]."""
     return [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, network.kernels)]
 
 
-def of_live_units(products, kernels):
-    """What the live units of pruned kernels computed before; products: of each layer."""
-    return [layer[:, units] for layer, units in zip(products, live_units(kernels)[1:])]
+def of_live_units(outputs, kernels):
+    """Choose from outputs of each layer, [n, units], the units that are live in pruned kernels."""
+    return [layer[:, units] for layer, units in zip(outputs, live_units(kernels)[1:])]
 
 
 def logits(network, images):
@@ -539,7 +551,8 @@ DOWNLOAD_TIMEOUT = 10  # seconds without data
 def dataset_name(text):
     """Return the name of a data set; raise ArgumentTypeError unless it can name one folder."""
     name = str(Path(text))  # without a slash at the end
-    if name != Path(text).name or name in ("", "..") or not name.isprintable():
+    unfit = re.search("[\0-\x1f\x7f\ud800-\udfff]", name)  # for a CSV
+    if name != Path(text).name or name in ("", "..") or unfit or len(name.encode()) > 150:
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder")
     return name
 
@@ -566,6 +579,8 @@ def load_datasets(names, data_dir):
     One of these two that cannot be downloaded is left out; if both are, the bundled digits are used
     instead. Raises UserError for any other data set that is unavailable.
     """
+    if data_dir and not data_dir.is_dir():
+        raise UserError(f"{data_dir} (--data-dir) is not a folder")
     if names or data_dir:
         return [load_dataset(name, data_dir) for name in dict.fromkeys(names or TITLES)]
     datasets = []
@@ -581,7 +596,7 @@ def load_datasets(names, data_dir):
 
 def load_dataset(name, data_dir):
     """Load one data set, from the IDX files in a folder of `data_dir` if given, and check it."""
-    if name == BUNDLED and not (data_dir and (data_dir / name).exists()):
+    if name == BUNDLED and not (data_dir and os.path.lexists(data_dir / name)):
         arrays = load_digits()
     elif data_dir:
         files = files_below(data_dir / name)
@@ -592,17 +607,23 @@ def load_dataset(name, data_dir):
 
 
 def files_below(folder):
-    """List the files in a folder and below it, links followed; raise UserError if it is unreadable.
+    """List the files in a folder and below it, links followed, but for hidden ones.
 
-    Hidden files are left out.
+    Raises UserError if a folder cannot be read.
     """
-    try:
-        os.listdir(folder)  # glob would find nothing, and not say why
-    except OSError as error:
-        raise UserError(f"{folder} (in --data-dir) cannot be read: {error.strerror}") from error
-    paths = sorted(folder / name for name in glob.glob("**", root_dir=folder, recursive=True))
-    files = {os.path.realpath(path): path for path in paths if path.is_file()}  # each of them once
-    return list(files.values())
+
+    def fail(error):
+        raise UserError(f"{error.filename} (in --data-dir) cannot be read: {error.strerror}")
+
+    files = []
+    visited = set()
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        if os.path.realpath(place) in visited:  # a link to a folder above it
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(place))
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(files)
 
 
 def read_part(folder, files, part):
@@ -702,12 +723,13 @@ def prepare(name, arrays):
 
 
 # ------------------------------------------------------------------------------------ methods
-# To add a method or a repair, write a function, and add it to METHODS or REPAIRS, and its name for
-# readers and its looks to STYLES.
+# To add a method or a repair, write a function and add it to METHODS or REPAIRS. An entry in STYLES
+# gives it a name for readers and a colour; without one, it is drawn under its own name.
 #
-# A method takes the kernels of the hidden layers, what these layers receive for the images to refit
-# on, a sparsity and a generator, and returns pruned copies of the kernels. The generator starts
-# anew at each sparsity, so that a higher one removes a superset of what a lower one removes.
+# A method takes the kernels of the hidden layers, what each layer receives for the images to refit
+# on (None if there are none), a sparsity and a generator, and returns pruned copies of the kernels.
+# The generator starts anew at each sparsity, so that a higher sparsity removes a superset of what a
+# lower one removes.
 
 
 def weight(kernels, inputs, sparsity, rng):
@@ -733,7 +755,7 @@ def matched_weight(kernels, inputs, sparsity, rng):
 
 
 def scaled_weight(kernels, inputs, sparsity, rng):
-    """Remove the weights of smallest magnitude times the L2 norm of their input.
+    """Remove the weights of smallest magnitude times the L2 norm of the input that they multiply.
 
     The score of Wanda (Sun et al. 2024, "A Simple and Effective Pruning Approach for Large Language
     Models"). Wanda compares weights within each unit, this within each layer.
@@ -774,7 +796,8 @@ METHODS = {
 DEFAULT_METHODS = ("weight", "neuron", "matched_weight", "random_weight", "random_neuron")
 
 # A repair takes a pruned network without the units that are not live, the images to refit on, and
-# what each layer's live units computed in the dense network; it returns a repaired network.
+# what these units computed in the dense network, before bias and activation: arrays [n, units], one
+# for each layer. It returns a repaired network.
 REPAIRS = {"refit_output": refit_output, "refit": refit_layers}
 
 # --------------------------------------------------------------------------------- experiment
@@ -815,8 +838,8 @@ def train_dense(dataset, seed, options):
 def prune_dense(dense, dataset, seed, options):
     """Run the experiment on a dense network: prune, repair, measure.
 
-    Returns the rows of the results, one for each network and repair, and the dense and the
-    neuron-pruned networks by name, each after its last repair.
+    Returns the rows of the results, one for each network and repair, and by name the dense and the
+    neuron-pruned networks, retrained, else refit.
     """
     rows = []
     weights = sum(kernel.size for kernel in dense.hidden)
@@ -855,25 +878,28 @@ def prune_dense(dense, dataset, seed, options):
         models["dense"] = train_further(dense, options.retrain_epochs, "dense again")
         record("dense", 0.0, "retrain", models["dense"])
 
-    images = choose_images(dataset.train_images, options.refit_images, seed)
-    inputs = [np.asarray(received) for received in layer_inputs(dense, images)]
-    products = layer_products(dense, inputs)
+    inputs = None
+    if options.refit_images > 0:
+        images = choose_images(dataset.train_images, options.refit_images, seed)
+        inputs = [np.asarray(received) for received in layer_inputs(dense, images)]
+        outputs = preactivations(dense, inputs)
     for method in progress(options.methods, unit="method"):
         for sparsity in options.sparsities:
             rng = rng_for(seed, f"prune {method}")
             kernels = [*METHODS[method](dense.hidden, inputs, sparsity, rng), dense.kernels[-1]]
-            repaired = pruned = Network(compact(kernels), dense.bias)
-            record(method, sparsity, "none", pruned)
+            pruned = Network(compact(kernels), dense.bias)
+            states = {"none": pruned}
             if options.refit_images > 0:
-                targets = of_live_units(products, kernels)
+                targets = of_live_units(outputs, kernels)
                 for name, repair in REPAIRS.items():
-                    repaired = repair(pruned, images, targets)
-                    record(method, sparsity, name, repaired)
+                    states[name] = repair(pruned, images, targets)
             if options.retrain_epochs > 0:
-                repaired = train_further(pruned, options.retrain_epochs, f"{method} {sparsity}")
-                record(method, sparsity, "retrain", repaired)
+                name = f"{method} {sparsity}"
+                states["retrain"] = train_further(pruned, options.retrain_epochs, name)
+            for name, network in states.items():
+                record(method, sparsity, name, network)
             if method == "neuron":
-                models[f"neuron-{sparsity}"] = repaired
+                models[f"neuron-{sparsity}"] = states.get("retrain", states.get("refit", pruned))
                 if options.retrain_epochs > 0 and pruned.kernels[0].any():
                     # a control: an untrained network of these sizes, for as many epochs in all
                     rng = rng_for(seed, f"new scratch {sparsity}")
@@ -935,7 +961,7 @@ MADE_BY = {"network": NATURAL, "script": NATURAL, "device": str, "versions": str
 COLUMNS = KEY | MEASURED | {"layer_sizes": str} | RECIPE | MADE_BY  # and how each is read
 CSV = dict(index=False, lineterminator="\n")
 
-# what is the same in all rows of a folder that have the same in the first columns, and the reason
+# rows with the same values in the first columns must agree in the second ones, for this reason
 AGREEING = [
     (["dataset"], [*RECIPE], "a folder holds one recipe"),
     (["dataset", "seed"], ["network"], "other processors, threads, versions or code train others"),
@@ -953,15 +979,20 @@ def recipe_of(dataset, options):
 
 
 def run_path(dataset, seed, options):
-    """Return the path of the CSV file of a job for a seed; the same job has the same."""
-    job = repr((sorted(options.methods), options.sparsities, recipe_of(dataset, options)))
-    name = f"{dataset.name}-seed{seed}-{zlib.crc32(job.encode()):08x}.csv"
+    """Return the path of the CSV file of a job for a seed; run again, a job has the same."""
+    settings = repr((sorted(options.methods), options.sparsities, recipe_of(dataset, options)))
+    name = f"{dataset.name}-seed{seed}-{zlib.crc32(settings.encode()):08x}.csv"
     return options.output_dir / "runs" / name
 
 
 def run_files(folder):
     """Return the CSV files of the jobs in a folder, each with the time of its last change."""
-    return {path: path.stat().st_mtime_ns for path in sorted(folder.glob("runs/*.csv"))}
+    try:
+        names = sorted(os.listdir(folder / "runs"))
+        paths = [folder / "runs" / name for name in names if re.fullmatch(r"[^.].*\.csv", name)]
+        return {path: path.stat().st_mtime_ns for path in paths}
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def read_runs(files):
@@ -982,8 +1013,9 @@ def read_run(path):
     """
     import pandas
 
+    as_text = {"keep_default_na": False, "encoding": "utf-8-sig"}
     try:
-        texts = pandas.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        texts = pandas.read_csv(path, dtype=str, index_col=False, **as_text)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a CSV file: {reason_of(error)}") from error
     table = pandas.DataFrame()
@@ -999,7 +1031,10 @@ def read_run(path):
 
 
 def check_agreement(rows):
-    """Raise UserError, naming two files, unless rows agree in what AGREEING says; 0 is unknown."""
+    """Raise UserError, naming two files, unless rows agree as AGREEING says.
+
+    0 means not known or not done, and agrees with everything.
+    """
     for same, columns, reason in AGREEING:
         for column in columns:
             known = rows[rows[column] != 0].drop_duplicates([*same, column])
@@ -1013,34 +1048,30 @@ def check_agreement(rows):
                 )
 
 
-def check_job(options, datasets, seeds, network=0):
-    """Raise UserError unless a job agrees with what others left in its folder.
+def check_job(rows, options, datasets, seeds, network_checksum=0):
+    """Raise UserError unless a job agrees with the rows that jobs have left in its folder.
 
-    network: checksum of the trained network, where it is known already.
+    network_checksum: that of the trained dense network, where it is known already.
     """
     import pandas
 
     jobs = []
-    files = run_files(options.output_dir)
+    replaced = []
     for dataset in datasets:
-        job = recipe_of(dataset, options) | {"network": network, "file": "this job"}
-        for seed in seeds:
-            jobs.append(job | {"dataset": dataset.name, "seed": seed})
-            files.pop(run_path(dataset, seed, options), None)  # this job replaces it
-    rows = read_runs(files)
-    rows = rows[rows["dataset"].isin([dataset.name for dataset in datasets])]
-    check_agreement(pandas.DataFrame(rows.to_dict("records") + jobs))
+        job = recipe_of(dataset, options) | {"network": network_checksum, "file": "this job"}
+        jobs += [job | {"dataset": dataset.name, "seed": seed} for seed in seeds]
+        replaced += [run_path(dataset, seed, options) for seed in seeds]
+    names = [dataset.name for dataset in datasets]
+    others = rows[rows["dataset"].isin(names) & ~rows["file"].isin(replaced)]
+    check_agreement(pandas.DataFrame(others.to_dict("records") + jobs))
 
 
-def run_table(rows, recipe, network, device):
-    """Return the rows of a seed as a data frame, with the recipe and with what made them.
-
-    network: checksum of the dense network.
-    """
+def run_table(rows, recipe, network_checksum, device):
+    """Return the rows of a seed as a data frame, with the recipe and with what made them."""
     import pandas
 
     made_by = {
-        "network": network,
+        "network": network_checksum,
         "script": zlib.crc32(Path(__file__).read_bytes()),
         "device": device,
         "versions": f"tensorflow {tf.__version__}, numpy {np.__version__}",
@@ -1050,7 +1081,7 @@ def run_table(rows, recipe, network, device):
 
 
 def write_all(files):
-    """Write files, {path: function that writes to a path}, and take out what is written.
+    """Write files, {path: function that writes to a path}; remove from it what is written.
 
     Each atomically replaces an earlier file. Raises UserError if some cannot be written; earlier
     files are then left as they were.
@@ -1059,6 +1090,8 @@ def write_all(files):
     for path, write in list(files.items()):
         try:
             target = Path(os.path.realpath(path))  # a link stays one
+            if target.exists() and not target.is_file():
+                raise OSError(errno.EINVAL, "it is no regular file")
             target.parent.mkdir(parents=True, exist_ok=True)
             # a folder of its own: another process may be writing the same file
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
@@ -1072,14 +1105,15 @@ def write_all(files):
 
 
 def curves_of(rows):
-    """Return the curves in the rows of a data set, each from the dense network of its seeds on.
+    """Return the rows of a data set as curves: of each method, after each repair.
 
-    A curve starts at the dense network after the same repair, if that was measured, or as trained.
+    A curve starts at the dense networks of its own seeds, after the same repair if that was
+    measured, else as trained.
     Raises UserError if there are no pruned networks, or if a dense one is missing.
     """
     import pandas
 
-    dense = rows[rows["method"] == "dense"]
+    dense = rows[(rows["method"] == "dense") & (rows["sparsity"] == 0)]
     pruned = rows[(rows["method"] != "dense") & (rows["sparsity"] > 0)]
     trained = dense[dense["repair"] == "none"]
     missing = sorted(set(pruned["seed"]) - set(trained["seed"]))
@@ -1100,7 +1134,7 @@ def curves_of(rows):
 # lie behind.
 
 BASELINE = dict(ls=":", lw=1, zorder=1.5)
-STYLES = {  # of methods and repairs, as for Axes.plot; others are drawn plainly
+STYLES = {  # of methods and repairs, as for Axes.plot
     "weight": dict(label="weights, by magnitude", color="#00508f", marker="o"),
     "neuron": dict(label="neurons, by L2 norm", color="#e07b00", marker="s", ls="--"),
     "matched_weight": dict(label="weights, matched to neurons", color="#45a5e0", marker="^"),
@@ -1139,12 +1173,21 @@ def style_of(name):
     return STYLES.get(name, dict(label=name, color=color, marker="x"))
 
 
+def shared_levels(curve):
+    """Return the rows of a curve at the levels where all its seeds were measured.
+
+    A mean over other seeds than at the next level would look like an effect of the level.
+    """
+    seeds = curve.groupby("sparsity")["seed"].transform("nunique")
+    return curve[seeds == curve["seed"].nunique()]
+
+
 def draw_panel(ax, curves, by, x="kept", y="test_accuracy"):
     """Draw column y against column x, a share: mean, spread and single seeds of each curve.
 
     by: the column that tells the curves apart, "method" or "repair". Levels where nothing is left
-    in any network are left out. So is, from mean and spread, a level that some of the seeds lack: a
-    mean over other seeds would look like an effect of the level.
+    in any network are left out. Mean and spread are drawn at the levels that all seeds share; if
+    there is none, means are not connected.
     """
     curves = curves[curves.groupby([by, "sparsity"])["live_fraction"].transform("max") > 0]
     curves = curves[curves[x] > 0].sort_values("sparsity")
@@ -1154,17 +1197,21 @@ def draw_panel(ax, curves, by, x="kept", y="test_accuracy"):
         pale = dict(color=style["color"], alpha=0.2)
         for _, single in curve.groupby("seed"):
             ax.plot(single[x], single[y], lw=0.5, **pale)
-        table = curve.pivot(index="sparsity", columns="seed")
-        if len(table.dropna()) > 1:
-            table = table.dropna()
-        at, mean, deviation = table[x].mean(axis=1), table[y].mean(axis=1), table[y].std(axis=1)
-        ax.fill_between(at, mean - deviation, mean + deviation, lw=0, **pale)
-        ax.plot(at, mean, ms=4, **style)
+        shared = shared_levels(curve)
+        if shared["sparsity"].nunique() == 1:
+            shared = curve
+            style = style | {"ls": "none"}
+        levels = shared.groupby("sparsity")
+        mean, deviation = levels[y].mean(), levels[y].std()
+        ax.fill_between(levels[x].mean(), mean - deviation, mean + deviation, lw=0, **pale)
+        ax.plot(levels[x].mean(), mean, ms=4, **style)
     ax.set(xscale="log", xlabel=AXES[x], ylabel=AXES[y])
+    least = max(curves[x].min(), 1e-4)
     if x == "kept":
         ax.set_xticks([1 - tick for tick in TICKS], [f"{tick:g}" for tick in TICKS])
     else:
         ax.xaxis.set_major_formatter("{x:g}")
+        least = min(least, 0.1)  # has a label, as 1 has
     if y == "speedup":
         ax.set_yscale("log", subs=(2, 5))
         ax.yaxis.set_major_formatter("{x:g}x")
@@ -1172,7 +1219,7 @@ def draw_panel(ax, curves, by, x="kept", y="test_accuracy"):
     else:
         ax.set_ylim(0, 1.02)
     ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-    ax.set_xlim(1.2, max(curves[x].min(), 1e-4) / 1.2)
+    ax.set_xlim(1.2, least / 1.2)
     ax.grid(color="#dddddd", lw=0.6)
 
 
@@ -1241,10 +1288,10 @@ def draw_analysis(curves):
 def add_texts(figure, title, curves):
     """Add title, legend, and what was run in small print, so that a picture can stand alone."""
     first = curves.iloc[0]
-    where = "; ".join([*curves["device"].unique(), *curves["versions"].unique()])
-    scripts = ", ".join(f"{script:08x}" for script in curves["script"].unique())
     counts = curves.groupby(["repair", "method", "sparsity"])["seed"].nunique()
     seeds = " to ".join(map(str, dict.fromkeys([counts.min(), counts.max()])))
+    where = "; ".join([*curves["device"].unique(), *curves["versions"].unique()])
+    scripts = ", ".join(f"{script:08x}" for script in curves["script"].unique())
     caption = (
         f"Hidden units: {first['hidden_units']}, ReLU; epochs of Adam: {first['epochs']}, at a "
         f"rate of {first['learning_rate']}, batches of {first['batch_size']}. Images to refit on: "
@@ -1288,6 +1335,8 @@ def draw_figures(folder, name):
         files = run_files(folder)
         rows = read_runs(files)
         rows = rows[rows["dataset"] == name]
+        if rows.empty:
+            raise UserError(f"{folder / 'runs'} has no results of {name} any more")
         check_agreement(rows)
         rows = rows.sort_values("written", kind="stable").drop_duplicates([*KEY], keep="last")
         rows = rows.sort_index().sort_values("seed", kind="stable", ignore_index=True)
@@ -1306,7 +1355,7 @@ USE_CPU = "set the environment variable CUDA_VISIBLE_DEVICES=-1 to run on the CP
 
 def expanded(text):
     """Return the path that a text names; shells leave ~ alone in --option=~/folder."""
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))
 
 
 def parse_options(arguments):
@@ -1393,22 +1442,22 @@ def cpu_name():
     return platform.processor() or platform.machine()
 
 
-def run_seed(dataset, seed, options, device):
+def run_seed(dataset, seed, options, device, others):
     """Train and prune the network of a seed.
 
-    Returns what is to be written, {path: function that writes to a path}, and the accuracy of the
-    dense network.
+    others: rows that jobs have left in the folder. Returns what is to be written, {path: function
+    that writes to a path}, and the accuracy of the dense network.
     """
     try:
         dense = train_dense(dataset, seed, options)
-        network = checksum([*dense.kernels, dense.bias])
-        check_job(options, [dataset], [seed], network)
+        network_checksum = checksum([*dense.kernels, dense.bias])
+        check_job(others, options, [dataset], [seed], network_checksum)
         rows, models = prune_dense(dense, dataset, seed, options)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         advice = "pass smaller --hidden-units, --refit-images or --batch-size; on a GPU, "
         raise UserError(f"out of memory on the {device}: {advice}{USE_CPU}") from error
     path = run_path(dataset, seed, options)
-    table = run_table(rows, recipe_of(dataset, options), network, device)
+    table = run_table(rows, recipe_of(dataset, options), network_checksum, device)
     files = {path: functools.partial(table.to_csv, **CSV)}
     if options.save_models:
         for name, model in models.items():
@@ -1418,26 +1467,34 @@ def run_seed(dataset, seed, options, device):
 
 def run_job(options):
     """Run the experiment with each seed on each data set; write and draw after every seed."""
+    device = configure_tensorflow()
+    datasets = load_datasets(options.datasets, options.data_dir)
     folder = options.output_dir
     Path(folder, "runs").mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder / "runs").close()  # fails now rather than after training
-    device = configure_tensorflow()
-    datasets = load_datasets(options.datasets, options.data_dir)
-    check_job(options, datasets, options.seeds)
+    shown = [dataset.name for dataset in datasets if Path(folder, f"{dataset.name}.csv").exists()]
+    others = read_runs(run_files(folder))
+    for name in sorted(set(shown) - set(others["dataset"])):
+        advice = "move it away, or into runs/ if this script has written it"
+        raise UserError(f"{folder / name}.csv would be lost: runs/ has no rows of it; {advice}")
+    check_job(others, options, datasets, options.seeds)
     say(f"device: {device}")
-    unsaved = {}  # files that could not be written; they are tried again after every seed
-    undrawn = set()  # data sets
-    curves = {}  # of data sets
+    unwritten = {}  # files that could not be written; they are tried again after every seed
+    undrawn = set()  # names of data sets
+    curves = {}  # of data sets, by name
     runs = [(dataset, seed) for dataset in datasets for seed in options.seeds]
     for dataset, seed in (bar := progress(runs, unit="seed")):
         bar.set_description_str(f"{dataset.name}, seed {seed}")
         began = time.monotonic()
-        files, accuracy = run_seed(dataset, seed, options, device)
-        unsaved |= files
+        files, accuracy = run_seed(dataset, seed, options, device, others)
+        unwritten |= files
         undrawn.add(dataset.name)
+        try:
+            write_all(unwritten)
+        except UserError as error:
+            say(error, sys.stderr)
         for name in sorted(undrawn):
             try:
-                write_all(unsaved)
                 curves[name] = draw_figures(folder, name)
                 undrawn.remove(name)
             except UserError as error:
@@ -1446,24 +1503,30 @@ def run_job(options):
         say(f"{dataset.name}, seed {seed}: dense test accuracy {accuracy:.4f}, {seconds:.0f} s")
     for drawn in curves.values():
         report(drawn, folder)
-    if undrawn:
-        names = ", ".join([*map(str, unsaved), *(f"the figures of {name}" for name in undrawn)])
-        raise UserError(f"these could not be written, for the reason above: {names}")
+    if unwritten or undrawn:
+        left = ", ".join([*map(str, unwritten), *(f"the figures of {name}" for name in undrawn)])
+        raise UserError(f"these could not be written, for the reason above: {left}")
 
 
 def report(curves, folder):
     """Print mean accuracies of a data set as pruned, refit and retrained, and where the rest is.
 
-    A line for each method and a column for each sparsity, so that more methods make no table wider.
+    A line for each method, with the number of its seeds, and a column for each sparsity that these
+    share, so that more methods make no table wider.
     """
+    import pandas
+
     name = curves["dataset"].iloc[0]
-    for repair in ("none", "refit", "retrain"):
+    for repair in ordered(set(curves["repair"]) - {"no_bias", "refit_output"}):
         state = curves[curves["repair"] == repair]
-        if not state.empty:
-            means = state.pivot_table("test_accuracy", "method", "sparsity")
-            means = means.loc[ordered(means.index)].rename_axis(index=None, columns=None)
-            title = f"{name}, {style_of(repair)['label']}: mean test accuracy at each sparsity"
-            say(f"\n{title}\n{means.to_string(float_format='{:.3f}'.format, na_rep='')}")
+        lines = {}
+        for method in ordered(state["method"]):
+            curve = state[state["method"] == method]
+            means = shared_levels(curve).groupby("sparsity")["test_accuracy"].mean()
+            lines[f"{method} ({curve['seed'].nunique()})"] = means
+        table = pandas.DataFrame(lines).T.rename_axis(columns="method (seeds)")
+        title = f"{name}, {style_of(repair)['label']}: mean test accuracy at each sparsity"
+        say(f"\n{title}\n{table.to_string(float_format='{:.3f}'.format, na_rep='')}")
     say(f"\nsaved in {folder / name}.csv, drawn in {folder / name}-{{{','.join(FIGURES)}}}.png")
 
 

@@ -242,7 +242,7 @@ def refitting(batches, data, method):
     pruned = dense._replace(kernels=project.compact(kernels))
     images = data.train_images[: project.REFIT_IMAGES].numpy()
     inputs = project.layer_inputs(dense, images)
-    outputs = project.layer_products(dense, inputs)
+    outputs = project.preactivations(dense, inputs)
     targets = project.of_live_units(outputs, kernels)
     epoch = len(data.train_images) / (batches * project.BATCH_SIZE)
 

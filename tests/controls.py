@@ -33,7 +33,7 @@ def choose(dataset, count, seed, dense):
     """Choose training images; return what each layer of the dense network gets and computes."""
     images = project.choose_images(dataset.train_images, count, seed)
     inputs = [np.asarray(received) for received in project.layer_inputs(dense, images)]
-    return inputs, project.layer_products(dense, inputs)
+    return inputs, project.preactivations(dense, inputs)
 
 
 def with_random_values(network, generator):

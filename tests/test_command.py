@@ -20,10 +20,10 @@ import tensorflow as tf
 from conftest import CLEAN, ROOT, SCRIPT, TINY, assert_one_line, files_in, read_rows
 
 import network_pruning
-from network_pruning import METHODS
+from network_pruning import METHODS, REPAIRS
 
 SHORT = (*TINY, "--methods", "weight", "--seeds", 0)
-ROWS = 6  # that SHORT makes: the dense network in two states, and a pruned one in four states
+ROWS = 4 + len(REPAIRS)  # that SHORT makes: two of the dense network, the others of a pruned one
 
 
 # ---------------------------------------------------------------------------------------- options
@@ -48,6 +48,7 @@ ROWS = 6  # that SHORT makes: the dense network in two states, and a pruned one 
         (["--data-dir", ".", "--datasets", "../x"], "'../x' is not the name of a folder"),
         (["--data-dir", ".", "--datasets", ""], "'' is not the name of a folder"),
         (["--data-dir", ".", "--datasets", ".."], "'..' is not the name of a folder"),
+        (["--data-dir", ".", "--datasets", "a" * 151], "aaa' is not the name of a folder"),
         (["--data-dir", ".", "--datasets", "a\nb"], "'a\\nb' is not the name of a folder"),
         (["--methods", "scaled_weight", "--refit-images", "0"], "needs images: pass --refit-im"),
         (["--epoch", "1"], "unrecognized arguments: --epoch 1"),
@@ -141,7 +142,7 @@ def test_a_file_that_hides_a_package_is_named_and_not_run(run_command, tmp_path,
     hiding = tmp_path / f"{package}.py"
     hiding.write_text("print('run')")
     done = run_command(*SHORT, script=script)
-    assert_one_line(done, f"error: {hiding} hides the package {package}; rename that file")
+    assert_one_line(done, f"error: {hiding} hides the package {package}; rename it")
     assert "run" not in done.stdout
 
 
@@ -151,8 +152,9 @@ BROKEN = "raise TypeError('Descriptors cannot\\n\\n be created')"
 @pytest.mark.parametrize(
     ("package", "code", "reason"),
     [
-        ("tensorflow", BROKEN, r"TypeError('Descriptors cannot\n\n be created')"),
+        ("tensorflow", BROKEN, "TypeError: Descriptors cannot be created"),
         ("keras", "raise ImportError('lib.so: failed to map segment')", "lib.so: failed to map"),
+        ("pandas", "raise SystemExit", "SystemExit"),
     ],
 )
 def test_a_package_that_cannot_be_imported_is_one_line_without_advice_to_install_it(
@@ -224,6 +226,11 @@ def test_out_of_memory_is_one_line(run_main, monkeypatch, error):
 
     monkeypatch.setattr(network_pruning, "train", fail)
     assert_one_line(run_main(*SHORT), "pass smaller --hidden-units, --refit-images or --batch-size")
+
+
+def test_a_home_folder_of_nobody_is_a_folder_of_that_name(run_main):
+    done = run_main("--draw", "--output-dir=~nobody-of-this-name/x")
+    assert_one_line(done, "~nobody-of-this-name/x/runs cannot be read: No such file or directory")
 
 
 def test_a_failed_training_draws_nothing(run_main, tmp_path):

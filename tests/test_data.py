@@ -113,6 +113,8 @@ def test_where_none_or_several_fit_what_was_found_is_listed(tmp_path):
 
 
 def test_a_folder_that_cannot_be_read_is_named_with_the_reason(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"absent \(--data-dir\) is not a folder"):
+        load_datasets(["digits"], tmp_path / "absent")
     with pytest.raises(UserError, match=r"absent \(in --data-dir\) cannot be read: No such file"):
         load_dataset("absent", tmp_path)
     (tmp_path / "file").touch()
@@ -122,7 +124,7 @@ def test_a_folder_that_cannot_be_read_is_named_with_the_reason(tmp_path, monkeyp
     def refuse(folder):
         raise PermissionError(13, "Permission denied", folder)
 
-    monkeypatch.setattr(network_pruning.os, "listdir", refuse)
+    monkeypatch.setattr(network_pruning.os, "scandir", refuse)
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
         load_dataset("mine", tmp_path)
 
@@ -134,7 +136,8 @@ def test_links_to_folders_and_files_are_followed_and_one_to_a_folder_above_is_no
     assert_loaded(load_dataset("mine", tmp_path / "data"))
     (tmp_path / "data" / "below").mkdir()
     (tmp_path / "data" / "below" / "raw").symlink_to(tmp_path / "elsewhere" / "raw")
-    (tmp_path / "data" / "below" / "loop").symlink_to(tmp_path / "data" / "below")
+    for loop in ("loop", "loops"):
+        (tmp_path / "data" / "below" / loop).symlink_to(tmp_path / "data" / "below")
     assert_loaded(load_dataset("below", tmp_path / "data"))
     (tmp_path / "data" / "files").mkdir()
     for name in NAMES:  # as caches keep files, under a name of its content
@@ -145,7 +148,7 @@ def test_links_to_folders_and_files_are_followed_and_one_to_a_folder_above_is_no
 
 
 @pytest.mark.parametrize(
-    "name", ["mnist (1)", "e\u0301te\u0301", "\u624b\u66f8", "-x", "a.b", "$x^$"]
+    "name", ["mnist (1)", "e\u0301te\u0301", "\u624b\u3000\u66f8", "-x", "a.b", "$x^$"]
 )
 @pytest.mark.filterwarnings("error:Glyph")
 def test_a_data_set_may_have_any_name_that_a_folder_has(run_main, tmp_path, name):

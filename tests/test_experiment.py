@@ -151,8 +151,7 @@ def test_a_student_adds_a_method_and_a_repair_by_a_function_and_an_entry(monkeyp
     monkeypatch.setitem(REPAIRS, "doubled", doubled)
     rows = rows_of(methods=["first_layer"], sparsities=[0.5])
     assert list(rows)[2:] == [
-        ("first_layer", 0.5, repair)
-        for repair in ("none", "no_bias", "refit_output", "refit", "doubled")
+        ("first_layer", 0.5, repair) for repair in ("none", "no_bias", *REPAIRS)
     ]
     assert rows["first_layer", 0.5, "doubled"]["live_fraction"] < 1
     assert "first_layer" not in STYLES

@@ -109,9 +109,9 @@ def test_the_tables_show_means_as_pruned_refit_and_retrained_and_the_files(capsy
     assert said.startswith("\nfashion_mnist, as pruned: mean test accuracy at each sparsity\n")
     lines = said.splitlines()
     assert [line.split()[0] for line in lines[3:7]] == list(METHODS)
-    assert lines[2].split() == ["0.00", "0.50", "0.90", "0.99"]
+    assert lines[2].split() == ["method", "(seeds)", "0.00", "0.50", "0.90", "0.99"]
     means = [accuracy("dense", 0, 1), *(accuracy("neuron", s, 1) for s in LEVELS)]
-    assert lines[4].split()[1:] == [f"{mean:.3f}" for mean in means]
+    assert lines[4].split()[1:] == ["(3)", *(f"{mean:.3f}" for mean in means)]
     assert "fashion_mnist, refit" in said and "fashion_mnist, retrained" in said
     assert f"saved in {tmp_path}/fashion_mnist.csv" in lines[-1]
 
