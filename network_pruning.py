@@ -300,39 +300,46 @@ def refit(kernel, inputs, targets, steps=REFIT_STEPS, ridge=REFIT_RIDGE):
     squares = gram.diagonal()
     penalty = ridge * squares.sum() / max(np.count_nonzero(squares), 1)
     gram += penalty * np.eye(len(gram), dtype=gram.dtype)
-    change = conjugate_gradients(gram, inputs.T @ errors, kernel != 0, steps)
+    diagonal = np.maximum(gram.diagonal(), np.finfo(gram.dtype).tiny)
+    scale = 1 / np.sqrt(diagonal)[:, np.newaxis]
+    right = scale * (inputs.T @ errors)
+    change = scale * conjugate_gradients(scale * gram * scale.T, right, kernel != 0, steps)
     result = kernel + np.ldexp(change, error_exponents - input_exponent)
     if not np.isfinite(result).all():
         raise ValueError(f"the refit weights are too large for {result.dtype}")
     return result
 
 
-def conjugate_gradients(gram, right, kept, steps):
-    """Solve gram @ x = right for each column of x, which is 0 where `kept` is False.
+def conjugate_gradients(matrix, right, kept, steps):
+    """Solve matrix @ x = right for each column of x, which is 0 where `kept` is False.
 
-    gram: [n, n], symmetric, positive semidefinite. right, kept: [n, columns]. A column takes no
-    more steps once it has converged up to rounding.
+    matrix: [n, n], symmetric, positive semidefinite, with a diagonal of ones. right, kept: [n,
+    columns]. A column that has converged up to rounding stays as it is.
     """
-    epsilon = np.finfo(gram.dtype).eps
-    diagonal = np.maximum(gram.diagonal()[:, np.newaxis], np.finfo(gram.dtype).tiny)
+    epsilon = np.finfo(matrix.dtype).eps
+    kept = kept.astype(matrix.dtype)
     x = np.zeros_like(right)
-    residual = kept * right
-    direction = residual / diagonal
-    length = np.sum(residual * direction, axis=0)
-    enough = epsilon**2 * length
+    residual = direction = kept * right
+    square = column_products(residual, residual)
+    negligible = epsilon**2 * square
     for _ in range(steps):
-        curved = kept * (gram @ direction)
-        curvature = np.sum(direction * curved, axis=0)
-        # a column where rounding hides the curvature might take a long step in any direction
-        measurable = epsilon * np.sum(direction**2 * diagonal, axis=0)
-        going = (length > enough) & (curvature > measurable)
-        step = np.where(going, length / np.where(going, curvature, 1), 0)
+        curved = kept * (matrix @ direction)
+        curvature = column_products(direction, curved)
+        # where rounding hides the curvature, a step might be a long one in any direction
+        visible = epsilon * column_products(direction, direction)
+        going = (square > negligible) & (curvature > visible)
+        step = np.where(going, square / np.where(going, curvature, 1), 0)
         x += step * direction
         residual = residual - step * curved
-        previous = np.where(going, length, 1)
-        length = np.sum(residual**2 / diagonal, axis=0)
-        direction = residual / diagonal + length / previous * direction
+        previous = np.where(going, square, 1)
+        square = column_products(residual, residual)
+        direction = residual + square / previous * direction
     return x
+
+
+def column_products(a, b):
+    """Return the inner product of each column of a with that of b."""
+    return np.einsum("ij,ij->j", a, b)
 
 
 def in_unit_range(array, axis=None):
