@@ -1212,8 +1212,12 @@ def draw_panel(ax, curves, by, x="kept", y="test_accuracy"):
         mean, deviation = levels[y].mean(), levels[y].std()
         ax.fill_between(levels[x].mean(), mean - deviation, mean + deviation, lw=0, **pale)
         ax.plot(levels[x].mean(), mean, ms=4, **style)
+    label_axes(ax, x, y, least=max(curves[x].min(), 1e-4))
+
+
+def label_axes(ax, x, y, least):
+    """Scale and label the axes of a panel; least: the smallest share that is drawn."""
     ax.set(xscale="log", xlabel=AXES[x], ylabel=AXES[y])
-    least = max(curves[x].min(), 1e-4)
     if x == "kept":
         ax.set_xticks([1 - tick for tick in TICKS], [f"{tick:g}" for tick in TICKS])
     else:
@@ -1297,14 +1301,14 @@ def add_texts(figure, title, curves):
     first = curves.iloc[0]
     counts = curves.groupby(["repair", "method", "sparsity"])["seed"].nunique()
     seeds = " to ".join(map(str, dict.fromkeys([counts.min(), counts.max()])))
-    where = "; ".join([*curves["device"].unique(), *curves["versions"].unique()])
-    scripts = ", ".join(f"{script:08x}" for script in curves["script"].unique())
+    made_by = [*curves["device"].unique(), *curves["versions"].unique()]
+    made_by += [f"script {script:08x}" for script in curves["script"].unique() if script != 0]
     caption = (
         f"Hidden units: {first['hidden_units']}, ReLU; epochs of Adam: {first['epochs']}, at a "
         f"rate of {first['learning_rate']}, batches of {first['batch_size']}. Images to refit on: "
         f"{curves['refit_images'].max()}; epochs of retraining: {curves['retrain_epochs'].max()}. "
         f"Mean, standard deviation (band), single networks (pale); seeds: {seeds}. "
-        f"{where}; script {scripts}."
+        f"{'; '.join(made_by)}."
     )
     inches = figure.get_figwidth()
     figure.supxlabel(textwrap.fill(caption, round(17 * inches)), fontsize=7, color="#444444")
