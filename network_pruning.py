@@ -178,7 +178,8 @@ def prune_weights(kernel, sparsity):
     fraction in [0, 1]. Raises ValueError for anything else.
     """
     kernel = check_prunable(kernel, sparsity)
-    scores = np.abs(kernel, dtype=np.float64)  # in which no integer's magnitude overflows
+    # the magnitude of the least integer would overflow
+    scores = np.abs(kernel if kernel.dtype.kind == "f" else kernel.astype(np.float64))
     return zero_lowest(kernel, scores, sparsity)
 
 

@@ -269,19 +269,21 @@ def pytorch_pruning(kernel):
 
 
 def benchmark_pruning(repeats):
-    """Print how long pruning a large kernel takes."""
+    """Print how long pruning a large kernel takes.
+
+    Not interleaved: PyTorch's threads keep both cores busy for a while after each of its calls.
+    """
     kernel = RNG.normal(size=(4096, 4096)).astype(np.float32)
-    works = [lambda: project.prune_weights(kernel, MASKED)]
+
+    def median(work):
+        return statistics.median(timed(work) for _ in range(repeats))
+
+    ours = median(lambda: project.prune_weights(kernel, MASKED))
+    print(f"\npruning {kernel.size / 1e6:.1f} million weights: {ours:.2f} s", end="")
     if importlib.util.find_spec("torch"):
-        works.append(pytorch_pruning(kernel))
-    for work in works:  # warms up
-        work()
-    runs = [[timed(work) for work in works] for _ in range(repeats)]
-    line = f"{statistics.median(run[0] for run in runs):.2f} s"
-    if len(works) > 1:
-        ratio = statistics.median(run[0] / run[1] for run in runs)
-        line += f", {ratio:.2f} of what torch.nn.utils.prune.l1_unstructured takes"
-    print(f"\npruning {kernel.size / 1e6:.1f} million weights: {line}")
+        theirs = median(pytorch_pruning(kernel))
+        print(f", {ours / theirs:.2f} of what torch.nn.utils.prune.l1_unstructured takes", end="")
+    print()
 
 
 def benchmark_sweep(network, data):
@@ -360,8 +362,8 @@ def main():
     print(f"{DEVICE}; TensorFlow {tf.__version__}, Keras {keras.__version__}\n")
     benchmark_job(options.data_dir)  # first: the peak of a process starts at its parent's size
     data = project.load_dataset("mnist", options.data_dir)
-    benchmark_training(options.repeats, options.batches, data)
     benchmark_pruning(options.repeats)
+    benchmark_training(options.repeats, options.batches, data)
     network = train(dense_network(), data, len(data.train_images) // project.BATCH_SIZE, 1)
     benchmark_sweep(network, data)
     benchmark_sparse(network, data)
