@@ -514,7 +514,8 @@ def prune_model(model, sparsity, images):
 
     model: Sequential or functional. sparsity: a fraction in [0, 1]. images: [n, ...], what the
     model is fed; 1,000 training images will do, without labels. Raises ValueError for a model
-    without hidden Dense layers, or with one that has adapters (LoRA) or quantized weights.
+    without hidden Dense layers, or with one whose kernel is not what it multiplies by, as with
+    adapters (LoRA), quantized weights or a subclass of Dense.
     """
     from keras import Model, layers, models
 
@@ -527,9 +528,9 @@ def prune_model(model, sparsity, images):
     if len(dense) < 2:
         raise ValueError("the model has no Dense layers before its classifier")
     for layer in dense:
-        if len(layer.weights) != 1 + layer.use_bias:
-            reason = "adapters or quantized weights; merge or dequantize them first"
-            raise ValueError(f"layer {layer.name} has {reason}")
+        if type(layer) is not layers.Dense or len(layer.weights) != 1 + layer.use_bias:
+            reasons = "a subclass, adapters (merge them first) or quantized weights"
+            raise ValueError(f"layer {layer.name} is no plain Dense layer: it has {reasons}")
     # the layers of a model may also be those of others; the layers of a clone are its own
     trained, pruned = models.clone_model(model), models.clone_model(model)
     trained.set_weights(model.get_weights())
@@ -1405,9 +1406,10 @@ def parse_options(arguments):
         parser.error("--methods scaled_weight needs images: pass --refit-images above 0")
     if options.save_models and "neuron" not in options.methods:
         parser.error("--save-models saves neuron-pruned networks: add neuron to --methods")
-    known = {*TITLES, BUNDLED}
-    if not options.data_dir and not known.issuperset(options.datasets or known):
-        parser.error("--datasets: pass --data-dir, a folder with a folder for each data set")
+    for name in options.datasets or []:
+        if not options.data_dir and name not in (*TITLES, BUNDLED):
+            known = ", ".join([*TITLES, BUNDLED])
+            parser.error(f"--datasets {name}: not {known}; others are folders in --data-dir")
     return options
 
 
@@ -1454,6 +1456,24 @@ def cpu_name():
     return platform.processor() or platform.machine()
 
 
+def prepare_folder(options, datasets):
+    """Make the output folder of a job; return the rows that jobs have left in it.
+
+    Fails now rather than after training: raises OSError if the folder cannot be written to, and
+    UserError if the job does not agree with what is there.
+    """
+    folder = options.output_dir
+    Path(folder, "runs").mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder / "runs").close()
+    shown = [dataset.name for dataset in datasets if Path(folder, f"{dataset.name}.csv").exists()]
+    others = read_runs(run_files(folder))
+    for name in sorted(set(shown) - set(others["dataset"])):
+        advice = "move it away, or into runs/ if this script has written it"
+        raise UserError(f"{folder / name}.csv would be lost: runs/ has no rows of it; {advice}")
+    check_job(others, options, datasets, options.seeds)
+    return others
+
+
 def run_seed(dataset, seed, options, device, others):
     """Train and prune the network of a seed.
 
@@ -1482,14 +1502,7 @@ def run_job(options):
     device = configure_tensorflow()
     datasets = load_datasets(options.datasets, options.data_dir)
     folder = options.output_dir
-    Path(folder, "runs").mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=folder / "runs").close()  # fails now rather than after training
-    shown = [dataset.name for dataset in datasets if Path(folder, f"{dataset.name}.csv").exists()]
-    others = read_runs(run_files(folder))
-    for name in sorted(set(shown) - set(others["dataset"])):
-        advice = "move it away, or into runs/ if this script has written it"
-        raise UserError(f"{folder / name}.csv would be lost: runs/ has no rows of it; {advice}")
-    check_job(others, options, datasets, options.seeds)
+    others = prepare_folder(options, datasets)
     say(f"device: {device}")
     unwritten = {}  # files that could not be written; they are tried again after every seed
     undrawn = set()  # names of data sets

@@ -44,7 +44,7 @@ ROWS = 4 + len(REPAIRS)  # that SHORT makes: two of the dense network, the other
         (["--refit-images", "-1"], "argument --refit-images: -1 is not between 0 and"),
         (["--methods", "l1"], "argument --methods: invalid choice: 'l1'"),
         (["--methods", "weight", "--save-models"], "neuron-pruned networks: add neuron"),
-        (["--datasets", "cifar"], "--datasets: pass --data-dir, a folder with a folder for each"),
+        (["--datasets", "cifar"], "--datasets cifar: not mnist, fashion_mnist, digits; others are"),
         (["--data-dir", ".", "--datasets", "../x"], "'../x' is not the name of a folder"),
         (["--data-dir", ".", "--datasets", ""], "'' is not the name of a folder"),
         (["--data-dir", ".", "--datasets", ".."], "'..' is not the name of a folder"),

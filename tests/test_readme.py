@@ -30,6 +30,7 @@ from tables import (
     within_a_point,
 )
 
+import network_pruning
 from network_pruning import COLUMNS, KEY, SPARSITIES, TITLES, load_dataset
 
 README, DETAILS = (path.read_text() for path in FILES)
@@ -302,6 +303,15 @@ def test_the_run_of_the_original_is_above_all_seeds_in_five_cells():
 
 
 # ------------------------------------------------------------------------------------------ code
+
+
+def test_the_method_of_ones_own_works_as_shown():
+    [code] = re.findall(r"```python\n(def first_layer.*?)```", README, re.DOTALL)
+    names = {**vars(network_pruning), "METHODS": {}}
+    exec(code, names)
+    kernels = [np.ones((2, 3)), np.ones((3, 2))]
+    first, second = names["METHODS"]["first_layer"](kernels, None, 0.5, None)
+    assert (np.count_nonzero(first), np.count_nonzero(second)) == (3, 6)
 
 
 def test_the_readme_lists_every_option_and_column():
