@@ -277,6 +277,7 @@ def compact(kernels):
     return small if connected else [np.zeros_like(kernel) for kernel in small]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a result that is not finite is refused
 def refit(kernel, inputs, targets, steps=REFIT_STEPS, ridge=REFIT_RIDGE):
     """Return a copy of a pruned kernel, its nonzero weights refit to come close to the targets.
 
