@@ -23,7 +23,7 @@ The pruning functions are NumPy in, NumPy out:
 
     from network_pruning import prune_neurons, prune_weights, compact, refit
 
-Training needs `configure_tensorflow()` first.
+`prune_model` prunes and refits a Keras model. Training needs `configure_tensorflow()` first.
 """
 
 import argparse
