@@ -260,7 +260,8 @@ def compact(kernels):
 
     kernels: [fan_in, units] each, first to output; they are not modified. If no path is left at
     all, every hidden layer keeps one unit, and all weights are 0, since frameworks have no layers
-    without units. Raises ValueError unless the kernels have two dimensions and fit each other.
+    without units. Raises ValueError unless the kernels have two dimensions, none of them 0, and fit
+    each other.
     """
     kernels = [np.asarray(kernel) for kernel in kernels]
     shapes = [kernel.shape for kernel in kernels]
@@ -1118,8 +1119,8 @@ def curves_of(rows):
     """Return the rows of a data set as curves: of each method, after each repair.
 
     A curve starts at the dense networks of its own seeds, after the same repair if that was
-    measured, else as trained.
-    Raises UserError if there are no pruned networks, or if a dense one is missing.
+    measured, else as trained. Raises UserError if there are no pruned networks, or if a dense one
+    is missing.
     """
     import pandas
 
