@@ -1,16 +1,19 @@
-"""Controls: what refitting needs, and what else would do. Prints a CSV.
+"""Controls: other methods of pruning, what refitting needs, what else would do. Prints a CSV.
 
     python tests/controls.py --data-dir DIR > plots/published/controls.csv
 
-Trains and prunes the networks of network_pruning.py, seed for seed, repairs each in other ways, and
-measures its test accuracy. Five seeds take about an hour on one core; --seeds runs some of them.
+Trains the networks of network_pruning.py, seed for seed. Prunes them by methods that the script
+does not have, repairs networks pruned by its own methods in other ways, and measures the test
+accuracy. A seed takes about TODO minutes of one core; --seeds and --datasets run some of them.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
 import numpy as np
+from scipy import linalg
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import network_pruning as project
@@ -19,6 +22,9 @@ project.configure_tensorflow()
 tf = project.tf
 
 OPTIONS = project.parse_options([])  # the settings of the script
+DATASETS = (*project.TITLES, project.BUNDLED)
+OTHERS = {"mnist": "fashion_mnist", "fashion_mnist": "mnist"}  # whose images are tried, too
+LEVELS = (0.9, 0.95, 0.97, 0.99)  # at which methods are compared
 PRUNED = {  # method: sparsities
     "weight": (0.95, 0.97),
     "neuron": (0.8, 0.9),
@@ -27,6 +33,116 @@ PRUNED = {  # method: sparsities
 }
 IMAGE_COUNTS = (100, 300, project.REFIT_IMAGES, 5000)
 DISTILLATION_EPOCHS = (10, 40)
+
+
+# ---------------------------------------------------------------------------------------- methods
+
+
+def by_unit(kernel, scores, sparsity):
+    """Set the weights of the lowest scores to 0, as many in each unit; scores: [fan_in, units]."""
+    units = zip(kernel.T, scores.T)
+    return np.stack([project.zero_lowest(*unit, sparsity) for unit in units], axis=1)
+
+
+def weight_by_unit(kernels, inputs, sparsity, rng):
+    """Remove the weights of smallest magnitude in each unit."""
+    return [by_unit(kernel, np.abs(kernel), sparsity) for kernel in kernels]
+
+
+def scaled_by_unit(kernels, inputs, sparsity, rng):
+    """Remove the weights of smallest magnitude times input in each unit, as Wanda does.
+
+    Sun et al. 2024, "A Simple and Effective Pruning Approach for Large Language Models".
+    """
+    scores = [np.abs(k) * np.linalg.norm(x, axis=0)[:, np.newaxis] for k, x in zip(kernels, inputs)]
+    return [by_unit(kernel, score, sparsity) for kernel, score in zip(kernels, scores)]
+
+
+def sparsegpt(kernel, inputs, sparsity, block=128, damping=0.01):
+    """Return a copy of a kernel, pruned by SparseGPT: weights are removed and updated in one pass.
+
+    Frantar and Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in
+    One-Shot". Goes through the inputs in blocks. In each block, the weights go whose removal costs
+    least by the inverse Hessian of the layer's squared error, and the weights on later inputs make
+    up for each. What it aims at are the outputs of this kernel on these inputs.
+
+    kernel: [fan_in, units]. inputs: [n, fan_in]. sparsity: below 1. damping: relative to the mean
+    of the Hessian's diagonal.
+    """
+    weights = kernel.astype(np.float64)
+    hessian = inputs.T.astype(np.float64) @ inputs
+    dead = hessian.diagonal() == 0
+    hessian[dead, dead] = 1
+    weights[dead] = 0
+    hessian += damping * hessian.diagonal().mean() * np.eye(len(hessian))
+    factor = linalg.cholesky(linalg.inv(hessian))  # upper triangular
+    for first in range(0, len(weights), block):
+        rows = slice(first, min(first + block, len(weights)))
+        costs = (weights[rows] / factor.diagonal()[rows, np.newaxis]) ** 2
+        removed = costs <= np.sort(costs, axis=None)[int(sparsity * costs.size)]
+        errors = np.zeros_like(costs)
+        for i, row in enumerate(range(rows.start, rows.stop)):
+            errors[i] = np.where(removed[i], weights[row], 0) / factor[row, row]
+            weights[row : rows.stop] -= np.outer(factor[row, row : rows.stop], errors[i])
+            weights[row, removed[i]] = 0  # up to rounding it is already
+        weights[rows.stop :] -= factor[rows, rows.stop :].T @ errors
+    return weights.astype(kernel.dtype)
+
+
+def sparsegpt_layers(kernels, inputs, sparsity, rng):
+    """Prune by SparseGPT, each layer on the outputs of the layers pruned before it."""
+    received = inputs[0]
+    pruned = []
+    for kernel in kernels:
+        pruned.append(sparsegpt(kernel, received, sparsity))
+        received = np.maximum(received @ pruned[-1], 0)
+    return pruned
+
+
+def gradual(method):
+    """Make a method that goes through the levels of the script: prune, refit, prune further.
+
+    Each time, `method` scores the weights and inputs of the network refit so far, which is then
+    refit towards the dense network again. The script's repairs finish the last level.
+    """
+
+    def prune(kernels, inputs, sparsity, rng):
+        images = inputs[0]
+        network = project.Network(kernels, None)  # hidden layers, none of which has a bias
+        targets = project.preactivations(network, inputs)
+        for level in project.SPARSITIES:
+            if level < sparsity:
+                pruned = method(network.kernels, inputs, level, rng)
+                network = project.refit_layers(network._replace(kernels=pruned), images, targets)
+                inputs = [np.asarray(x) for x in project.layer_inputs(network, images)]
+        return method(network.kernels, inputs, sparsity, rng)
+
+    return prune
+
+
+METHODS = {
+    "weight_by_unit": weight_by_unit,
+    "scaled_by_unit": scaled_by_unit,
+    "sparsegpt": sparsegpt_layers,
+    "gradual_weight": gradual(project.METHODS["weight"]),
+    "gradual_scaled": gradual(project.METHODS["scaled_weight"]),
+    "gradual_neuron": gradual(project.METHODS["neuron"]),
+}
+
+
+def run_methods(dense, dataset, seed):
+    """Yield a row of the CSV for each method and level, after each repair of the script."""
+    options = project.parse_options(["--methods", *METHODS, "--sparsities", *map(str, LEVELS)])
+    rows, _ = project.prune_dense(dense, dataset, seed, options)
+    for row in rows:
+        if row["method"] != "dense":
+            network = [
+                row[column] for column in ("dataset", "seed", "method", "sparsity", "repair")
+            ]
+            yield *network, options.refit_images, 0, row["test_accuracy"]
+
+
+# ---------------------------------------------------------------------------------------- repairs
 
 
 def choose(dataset, count, seed, dense):
@@ -107,9 +223,8 @@ def repairs(dense, kernels, samples, foreign, seed):
     yield "refit_distilled", count, epochs, distilled(refits[count], epochs)
 
 
-def run_controls(dataset, other, seed):
-    """Yield a row of the CSV for each pruned network and repair."""
-    dense = project.train_dense(dataset, seed, OPTIONS)
+def run_repairs(dense, dataset, other, seed):
+    """Yield a row of the CSV for each pruned network and way to repair it."""
     samples = {count: choose(dataset, count, seed, dense) for count in IMAGE_COUNTS}
     foreign = choose(other, project.REFIT_IMAGES, seed, dense)
     inputs, _ = samples[project.REFIT_IMAGES]
@@ -125,17 +240,24 @@ def run_controls(dataset, other, seed):
 
 
 def main():
-    """Run the controls on MNIST and Fashion-MNIST."""
+    """Run the controls."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, help="as that of network_pruning.py")
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
     options = parser.parse_args()
-    datasets = project.load_datasets(project.TITLES, options.data_dir)
+    datasets = dict(zip(DATASETS, project.load_datasets(DATASETS, options.data_dir)))
+    project.METHODS.update(METHODS)
     print("dataset,seed,method,sparsity,control,images,epochs,test_accuracy")
-    for dataset, other in (datasets, reversed(datasets)):
-        for seed in options.seeds:
-            for *what, accuracy in run_controls(dataset, other, seed):
-                print(*what, f"{accuracy:.6f}", sep=",", flush=True)
+    for name, seed in itertools.product(options.datasets, options.seeds):
+        dataset = datasets[name]
+        dense = project.train_dense(dataset, seed, OPTIONS)
+        rows = run_methods(dense, dataset, seed)
+        if name in OTHERS:
+            other = datasets[OTHERS[name]]
+            rows = itertools.chain(rows, run_repairs(dense, dataset, other, seed))
+        for *what, accuracy in rows:
+            print(*what, f"{accuracy:.6f}", sep=",", flush=True)
 
 
 if __name__ == "__main__":

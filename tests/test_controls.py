@@ -1,0 +1,101 @@
+"""tests/controls.py: methods of pruning that the script is compared with."""
+
+import controls
+import numpy as np
+import pytest
+from conftest import ROOT, draw_kernels
+
+import network_pruning
+
+METHODS = {**network_pruning.METHODS, **controls.METHODS}
+
+CASES = ROOT.parent / "shared" / "cases" / "sparsegpt.npz"
+
+
+def layers(rng):
+    """Kernels of two hidden layers, and what each receives for some images."""
+    kernels = draw_kernels([30, 20, 10], rng)
+    images = rng.random((200, 30), np.float32)
+    return kernels, [images, np.maximum(images @ kernels[0], 0)]
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_sparsegpt_makes_what_its_authors_code_makes(case):
+    if not CASES.exists():
+        pytest.skip("needs the reference outputs")
+    arrays = np.load(CASES)
+    names = ("kernel", "inputs", "sparsity", "pruned")
+    kernel, inputs, sparsity, expected = (arrays[f"{name}_{case}"] for name in names)
+    pruned = controls.sparsegpt(kernel, inputs, float(sparsity))
+    np.testing.assert_array_equal(pruned == 0, expected == 0)
+    np.testing.assert_allclose(pruned, expected, atol=1e-4)
+
+
+def test_sparsegpt_comes_closer_to_the_outputs_than_magnitude_pruning():
+    rng = np.random.default_rng(0)
+    # three causes behind thirty inputs: over 20 seeds at most .2 of the error is left
+    inputs = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 30))
+    inputs += 0.3 * rng.normal(size=inputs.shape)
+    kernel = rng.normal(size=(30, 20))
+    pruned = controls.sparsegpt(kernel, inputs, 0.5)
+    assert np.count_nonzero(pruned) == 300 - 1  # the one at the limit goes, too
+    by_magnitude = METHODS["weight"]([kernel], None, 0.5, None)[0]
+    errors = [np.square(inputs @ (other - kernel)).sum() for other in (pruned, by_magnitude)]
+    assert errors[0] < errors[1] / 2
+
+
+def test_sparsegpt_keeps_nothing_on_inputs_that_are_always_0():
+    rng = np.random.default_rng(0)
+    inputs = rng.random((50, 4)) * [1, 0, 1, 1]
+    assert not controls.sparsegpt(np.ones((4, 3)), inputs, 0.25)[1].any()
+
+
+def test_sparsegpt_prunes_each_layer_on_the_outputs_of_those_pruned_before():
+    kernels, inputs = layers(np.random.default_rng(0))
+    first, second = METHODS["sparsegpt"](kernels, inputs, 0.5, None)
+    received = np.maximum(inputs[0] @ first, 0)
+    np.testing.assert_array_equal(second, controls.sparsegpt(kernels[1], received, 0.5))
+
+
+@pytest.mark.parametrize("method", ["weight_by_unit", "scaled_by_unit"])
+def test_by_unit_as_many_weights_are_left_in_each_unit(method):
+    kernels, inputs = layers(np.random.default_rng(0))
+    for kernel, pruned in zip(kernels, METHODS[method](kernels, inputs, 0.7, None)):
+        assert set(np.count_nonzero(pruned, axis=0)) == {round(0.3 * len(kernel))}
+
+
+def test_scaled_by_unit_looks_at_the_inputs():
+    kernels = [np.array([[1.0, 1.0], [2.0, 3.0], [4.0, 5.0]])]
+    inputs = [np.array([[9.0, 0.0, 1.0]])]
+    [by_magnitude] = METHODS["weight_by_unit"](kernels, inputs, 2 / 3, None)
+    [scaled] = METHODS["scaled_by_unit"](kernels, inputs, 2 / 3, None)
+    np.testing.assert_array_equal(by_magnitude, [[0, 0], [0, 0], [4, 5]])
+    np.testing.assert_array_equal(scaled, [[1, 1], [0, 0], [0, 0]])
+
+
+@pytest.mark.parametrize("method", ["weight", "scaled_weight", "neuron"])
+def test_the_first_level_of_gradual_pruning_is_one_shot_pruning(method):
+    kernels, inputs = layers(np.random.default_rng(0))
+    once = METHODS[method](kernels, inputs, 0.25, None)
+    for kernel, expected in zip(
+        controls.gradual(METHODS[method])(kernels, inputs, 0.25, None), once
+    ):
+        np.testing.assert_array_equal(kernel, expected)
+
+
+@pytest.mark.parametrize("method", ["gradual_weight", "gradual_scaled", "gradual_neuron"])
+def test_gradual_pruning_removes_what_its_lower_levels_removed(method):
+    kernels, inputs = layers(np.random.default_rng(0))
+    lower, higher = (METHODS[method](kernels, inputs, level, None) for level in (0.6, 0.7))
+    for kernel, before, after in zip(kernels, lower, higher):
+        assert not after[before == 0].any()
+        assert np.count_nonzero(after) == round(0.3 * kernel.size)
+
+
+def test_gradual_pruning_refits_between_the_levels():
+    kernels, inputs = layers(np.random.default_rng(0))
+    once = METHODS["weight"](kernels, inputs, 0.9, None)
+    gradually = METHODS["gradual_weight"](kernels, inputs, 0.9, None)
+    for kernel, received, one_shot, refit in zip(kernels, inputs, once, gradually):
+        errors = [np.square(received @ (other - kernel)).sum() for other in (refit, one_shot)]
+        assert errors[0] < errors[1]
