@@ -1,4 +1,4 @@
-"""How long training, pruning, refitting, a sweep and the job take, beside their peers.
+"""How long training, pruning, repairs, a sweep and the job take, beside their peers.
 
     python tests/benchmark.py --data-dir DIR
 
@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import controls
+
 import network_pruning as project
 
 DEVICE = project.configure_tensorflow()
@@ -28,10 +30,12 @@ tf, keras = project.tf, project.keras
 keras.utils.set_random_seed(0)  # which determinism wants, for fit's shuffling
 sys.modules["triton"] = None  # PyTorch's; its LLVM and TensorFlow's end a process that loads both
 
+PARTS = ("job", "pruning", "training", "repairs", "sweep", "sparse", "original")
 SIZES = [784, *project.HIDDEN_UNITS, 10]
 RNG = np.random.default_rng(0)
 COMPACTED = 0.8  # sparsity of the neuron-pruned network whose retraining is timed
 MASKED = 0.9  # that of the weight-pruned one
+REPAIRED = 0.95  # that of the one whose repairs are timed
 
 
 def dense_network():
@@ -286,6 +290,48 @@ def benchmark_pruning(repeats):
     print()
 
 
+def benchmark_repairs(repeats, network, data):
+    """Print how long it takes to prune a trained network and to repair it, in several ways."""
+    images = project.choose_images(data.train_images, project.REFIT_IMAGES, seed=0)
+    inputs = [np.asarray(received) for received in project.layer_inputs(network, images)]
+    outputs = project.preactivations(network, inputs)
+    methods = {**project.METHODS, **controls.METHODS}
+
+    def prune(method):
+        hidden = methods[method](network.hidden, inputs, REPAIRED, RNG)
+        kernels = [*hidden, network.kernels[-1]]
+        pruned = network._replace(kernels=project.compact(kernels))
+        return pruned, project.of_live_units(outputs, kernels)
+
+    def refit(method):
+        pruned, targets = prune(method)
+        project.refit_layers(pruned, images, targets)
+
+    def distill(epochs):
+        pruned, targets = prune("weight")
+        teacher = tf.nn.softmax(targets[-1] + network.bias)
+        size, rate = project.BATCH_SIZE, project.LEARNING_RATE
+        project.train(pruned, tf.constant(images), teacher, epochs, size, rate, RNG)
+
+    works = {
+        "magnitude, refit": lambda: refit("weight"),
+        "magnitude times input, refit": lambda: refit("scaled_weight"),
+        "SparseGPT": lambda: prune("sparsegpt"),
+        "gradual, magnitude": lambda: refit("gradual_weight"),
+        "gradual, magnitude times input": lambda: refit("gradual_scaled"),
+        "magnitude, distilled, 10 epochs": lambda: distill(10),
+        "magnitude, retrained, 1 epoch": lambda: train(
+            prune("weight")[0], data, len(data.train_images) // project.BATCH_SIZE, 1
+        ),
+    }
+    runs = [{name: timed(work) for name, work in works.items()} for _ in range(repeats + 1)]
+    print(f"\n{f'sparsity {REPAIRED}, medians of {repeats}':32}{'s':>10}{'of refit':>10}")
+    for name in works:
+        seconds = [run[name] for run in runs[1:]]  # the first warms up
+        ratios = [run[name] / run["magnitude, refit"] for run in runs[1:]]
+        print(f"{name:32}{statistics.median(seconds):10.2f}{statistics.median(ratios):10.1f}")
+
+
 def benchmark_sweep(network, data):
     """Print the time of a default sweep in dense passes, without and with refitting."""
 
@@ -356,18 +402,27 @@ def main():
     """Run all benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, help="as that of network_pruning.py")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="(default: all)")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batches", type=int, default=60, help="timed at once (default: 60)")
     options = parser.parse_args()
     print(f"{DEVICE}; TensorFlow {tf.__version__}, Keras {keras.__version__}\n")
-    benchmark_job(options.data_dir)  # first: the peak of a process starts at its parent's size
+    if "job" in options.parts:  # first: the peak of a process starts at its parent's size
+        benchmark_job(options.data_dir)
     data = project.load_dataset("mnist", options.data_dir)
-    benchmark_pruning(options.repeats)
-    benchmark_training(options.repeats, options.batches, data)
+    if "pruning" in options.parts:
+        benchmark_pruning(options.repeats)
+    if "training" in options.parts:
+        benchmark_training(options.repeats, options.batches, data)
     network = train(dense_network(), data, len(data.train_images) // project.BATCH_SIZE, 1)
-    benchmark_sweep(network, data)
-    benchmark_sparse(network, data)
-    benchmark_original(data)
+    if "repairs" in options.parts:
+        benchmark_repairs(options.repeats, network, data)
+    if "sweep" in options.parts:
+        benchmark_sweep(network, data)
+    if "sparse" in options.parts:
+        benchmark_sparse(network, data)
+    if "original" in options.parts:
+        benchmark_original(data)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,8 @@ DATASETS = (*project.TITLES, project.BUNDLED)
 OTHERS = {"mnist": "fashion_mnist", "fashion_mnist": "mnist"}  # whose images are tried, too
 LEVELS = (0.9, 0.95, 0.97, 0.99)  # at which methods are compared
 PRUNED = {  # method: sparsities
-    "weight": (0.95, 0.97),
+    "weight": LEVELS,
     "neuron": (0.8, 0.9),
-    "matched_weight": (0.8, 0.9),
     "random_weight": (0.8, 0.95),
 }
 IMAGE_COUNTS = (100, 300, project.REFIT_IMAGES, 5000)
@@ -130,16 +129,15 @@ METHODS = {
 }
 
 
-def run_methods(dense, dataset, seed):
+def run_methods(dense, dataset, seed, methods, images):
     """Yield a row of the CSV for each method and level, after each repair of the script."""
-    options = project.parse_options(["--methods", *METHODS, "--sparsities", *map(str, LEVELS)])
+    arguments = ["--methods", *methods, "--sparsities", *map(str, LEVELS)]
+    options = project.parse_options([*arguments, "--refit-images", str(images)])
     rows, _ = project.prune_dense(dense, dataset, seed, options)
     for row in rows:
         if row["method"] != "dense":
-            network = [
-                row[column] for column in ("dataset", "seed", "method", "sparsity", "repair")
-            ]
-            yield *network, options.refit_images, 0, row["test_accuracy"]
+            network = [row[column] for column in project.KEY]
+            yield *network, images, 0, row["test_accuracy"]
 
 
 # ---------------------------------------------------------------------------------------- repairs
@@ -252,11 +250,11 @@ def main():
     for name, seed in itertools.product(options.datasets, options.seeds):
         dataset = datasets[name]
         dense = project.train_dense(dataset, seed, OPTIONS)
-        rows = run_methods(dense, dataset, seed)
+        parts = [run_methods(dense, dataset, seed, METHODS, project.REFIT_IMAGES)]
         if name in OTHERS:
-            other = datasets[OTHERS[name]]
-            rows = itertools.chain(rows, run_repairs(dense, dataset, other, seed))
-        for *what, accuracy in rows:
+            parts.append(run_methods(dense, dataset, seed, ["sparsegpt"], max(IMAGE_COUNTS)))
+            parts.append(run_repairs(dense, dataset, datasets[OTHERS[name]], seed))
+        for *what, accuracy in itertools.chain(*parts):
             print(*what, f"{accuracy:.6f}", sep=",", flush=True)
 
 
