@@ -1149,7 +1149,7 @@ STYLES = {  # of methods and repairs, as for Axes.plot
     "weight": dict(label="weights, by magnitude", color="#00508f", marker="o"),
     "neuron": dict(label="neurons, by L2 norm", color="#e07b00", marker="s", ls="--"),
     "matched_weight": dict(label="weights, matched to neurons", color="#45a5e0", marker="^"),
-    "scaled_weight": dict(label="weights, scaled by their inputs", color="#c03030", marker="P"),
+    "scaled_weight": dict(label="weights, magnitude × input", color="#c03030", marker="P", ls="-."),
     "global_weight": dict(label="weights, ranked globally", color="#9040b0", marker="D"),
     "random_weight": dict(BASELINE, label="random weights", color="#707070", marker="o"),
     "random_neuron": dict(BASELINE, label="random neurons", color="#a0a0a0", marker="s"),

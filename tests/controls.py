@@ -8,6 +8,7 @@ accuracy. A seed takes about TODO minutes of one core; --seeds and --datasets ru
 """
 
 import argparse
+import functools
 import itertools
 import sys
 from pathlib import Path
@@ -27,11 +28,13 @@ OTHERS = {"mnist": "fashion_mnist", "fashion_mnist": "mnist"}  # whose images ar
 LEVELS = (0.9, 0.95, 0.97, 0.99)  # at which methods are compared
 PRUNED = {  # method: sparsities
     "weight": LEVELS,
+    "scaled_weight": (0.99,),
     "neuron": (0.8, 0.9),
     "random_weight": (0.8, 0.95),
 }
 IMAGE_COUNTS = (100, 300, project.REFIT_IMAGES, 5000)
 DISTILLATION_EPOCHS = (10, 40)
+REFITS = 9  # as often as gradual pruning refits until 0.99
 
 
 # ---------------------------------------------------------------------------------------- methods
@@ -48,13 +51,18 @@ def weight_by_unit(kernels, inputs, sparsity, rng):
     return [by_unit(kernel, np.abs(kernel), sparsity) for kernel in kernels]
 
 
-def scaled_by_unit(kernels, inputs, sparsity, rng):
-    """Remove the weights of smallest magnitude times input in each unit, as Wanda does.
+def wanda(kernel, inputs, sparsity):
+    """Remove the weights of smallest magnitude times the L2 norm of their input in each unit.
 
     Sun et al. 2024, "A Simple and Effective Pruning Approach for Large Language Models".
     """
-    scores = [np.abs(k) * np.linalg.norm(x, axis=0)[:, np.newaxis] for k, x in zip(kernels, inputs)]
-    return [by_unit(kernel, score, sparsity) for kernel, score in zip(kernels, scores)]
+    norms = np.linalg.norm(inputs, axis=0)
+    return by_unit(kernel, np.abs(kernel) * norms[:, np.newaxis], sparsity)
+
+
+def scaled_by_unit(kernels, inputs, sparsity, rng):
+    """Prune by `wanda`, but on the inputs in the dense network, as `scaled_weight` does."""
+    return [wanda(kernel, received, sparsity) for kernel, received in zip(kernels, inputs)]
 
 
 def sparsegpt(kernel, inputs, sparsity, block=128, damping=0.01):
@@ -88,14 +96,18 @@ def sparsegpt(kernel, inputs, sparsity, block=128, damping=0.01):
     return weights.astype(kernel.dtype)
 
 
-def sparsegpt_layers(kernels, inputs, sparsity, rng):
-    """Prune by SparseGPT, each layer on the outputs of the layers pruned before it."""
-    received = inputs[0]
-    pruned = []
-    for kernel in kernels:
-        pruned.append(sparsegpt(kernel, received, sparsity))
-        received = np.maximum(received @ pruned[-1], 0)
-    return pruned
+def layer_by_layer(prune):
+    """Make a method that prunes each layer on the outputs of the layers pruned before it."""
+
+    def method(kernels, inputs, sparsity, rng):
+        received = inputs[0]
+        pruned = []
+        for kernel in kernels:
+            pruned.append(prune(kernel, received, sparsity))
+            received = np.maximum(received @ pruned[-1], 0)
+        return pruned
+
+    return method
 
 
 def gradual(method):
@@ -122,7 +134,12 @@ def gradual(method):
 METHODS = {
     "weight_by_unit": weight_by_unit,
     "scaled_by_unit": scaled_by_unit,
-    "sparsegpt": sparsegpt_layers,
+    "wanda": layer_by_layer(wanda),
+    "sparsegpt": layer_by_layer(sparsegpt),
+    # its settings, in case those of its authors, for large language models, are poor ones here
+    "sparsegpt_damping_0.001": layer_by_layer(functools.partial(sparsegpt, damping=0.001)),
+    "sparsegpt_damping_0.1": layer_by_layer(functools.partial(sparsegpt, damping=0.1)),
+    "sparsegpt_one_block": layer_by_layer(functools.partial(sparsegpt, block=10**6)),
     "gradual_weight": gradual(project.METHODS["weight"]),
     "gradual_scaled": gradual(project.METHODS["scaled_weight"]),
     "gradual_neuron": gradual(project.METHODS["neuron"]),
@@ -180,6 +197,19 @@ def rescale(network, images, targets):
     return network._replace(kernels=kernels)
 
 
+def refit_own(dense, kernels, images):
+    """Refit the hidden layers to what the dense ones would compute from the same inputs.
+
+    That is what SparseGPT aims at, too. kernels: of the pruned network, not compacted.
+    """
+    inputs = images
+    refitted = []
+    for kernel, trained in zip(kernels[:-1], dense.hidden):
+        refitted.append(project.refit(kernel, inputs, inputs @ trained))
+        inputs = np.maximum(inputs @ refitted[-1], 0)
+    return dense._replace(kernels=[*refitted, kernels[-1]])
+
+
 def repairs(dense, kernels, samples, foreign, seed):
     """Yield (control, images, epochs, network) for each way to repair a network.
 
@@ -200,6 +230,11 @@ def repairs(dense, kernels, samples, foreign, seed):
     inputs, outputs = samples[count]
     images = inputs[0]
     targets = project.of_live_units(outputs, kernels)
+    yield "refit_own", count, 0, refit_own(dense, kernels, images)
+    again = refits[count]
+    for _ in range(REFITS - 1):
+        again = project.refit_layers(again, images, targets)
+    yield "refit_again", count, 0, again
     yield "rescaled", count, 0, rescale(pruned, images, targets)
     random = with_random_values(pruned, project.rng_for(seed, "random values"))
     yield "random_values", count, 0, project.refit_output(random, images, targets)

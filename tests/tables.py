@@ -17,27 +17,74 @@ from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from network_pruning import SPARSITIES, STYLES, TITLES
+from network_pruning import BUNDLED, SPARSITIES, STYLES, TITLES
 
 PUBLISHED = ROOT / "plots" / "published"
 FILES = (ROOT / "README.md", PUBLISHED / "README.md")
-RESULTS = {name: pandas.read_csv(PUBLISHED / f"{name}.csv") for name in TITLES}
+DATASETS = (*TITLES, BUNDLED)
+RESULTS = {name: pandas.read_csv(PUBLISHED / f"{name}.csv") for name in DATASETS}
 CONTROLS = pandas.read_csv(PUBLISHED / "controls.csv")
 SLOPE = (0.6, 0.7, 0.8, 0.9, 0.95, 0.97)  # where the curves fall
-METHODS = {
+METHODS = {  # of the script, with their titles
     "weight": "weights",
-    "neuron": "neurons",
+    "scaled_weight": "weights, × input",
+    "global_weight": "weights, ranked globally",
     "matched_weight": "matched weights",
+    "neuron": "neurons",
     "random_weight": "random weights",
     "random_neuron": "random neurons",
-    "global_weight": "weights, ranked globally",
     "scratch": "from scratch",
 }
+REPAIRED = CONTROLS[CONTROLS["method"].isin(METHODS)]  # networks of the script, other repairs
+TODAY = {  # methods of today as (method, repair), with their titles
+    ("weight", "none"): "magnitude",
+    ("scaled_weight", "none"): "magnitude × input",
+    ("wanda", "none"): "Wanda",
+    ("sparsegpt", "none"): "SparseGPT",
+    ("sparsegpt", "refit_output"): "SparseGPT, output layer refit",
+    ("sparsegpt", "refit"): "SparseGPT, refit",
+    ("wanda", "refit"): "Wanda, refit",
+    ("scaled_weight", "refit"): "magnitude × input, refit",
+    ("weight", "refit"): "magnitude, refit",
+    ("gradual_weight", "refit"): "gradual, magnitude",
+    ("gradual_scaled", "refit"): "gradual, magnitude × input",
+    ("weight", "retrain"): "magnitude, retrained on 60,000 labels",
+}
+COMPARED = [  # what is compared, and the two as (method, repair)
+    ("magnitude, refit, over SparseGPT", ("weight", "refit"), ("sparsegpt", "none")),
+    ("over SparseGPT at its best settings", ("weight", "refit"), ("sparsegpt_best", "none")),
+    ("over SparseGPT, output layer refit", ("weight", "refit"), ("sparsegpt", "refit_output")),
+    ("over SparseGPT, refit", ("weight", "refit"), ("sparsegpt", "refit")),
+    (
+        "magnitude, refit to SparseGPT's aim, over it",
+        ("weight", "refit_own"),
+        ("sparsegpt", "none"),
+    ),
+    ("magnitude × input over magnitude", ("scaled_weight", "none"), ("weight", "none")),
+    ("both without the output bias", ("scaled_weight", "no_bias"), ("weight", "no_bias")),
+    (
+        "both with the output layer refit",
+        ("scaled_weight", "refit_output"),
+        ("weight", "refit_output"),
+    ),
+    ("both refit", ("scaled_weight", "refit"), ("weight", "refit")),
+    ("both retrained", ("scaled_weight", "retrain"), ("weight", "retrain")),
+    ("within units over within layers: magnitude", ("weight_by_unit", "none"), ("weight", "none")),
+    ("both refit", ("weight_by_unit", "refit"), ("weight", "refit")),
+    ("magnitude × input", ("scaled_by_unit", "none"), ("scaled_weight", "none")),
+    ("both refit", ("scaled_by_unit", "refit"), ("scaled_weight", "refit")),
+    ("gradual over one-shot: magnitude", ("gradual_weight", "refit"), ("weight", "refit")),
+    ("magnitude × input", ("gradual_scaled", "refit"), ("scaled_weight", "refit")),
+    ("neurons", ("gradual_neuron", "refit"), ("neuron", "refit")),
+    ("gradual × input over magnitude, refit", ("gradual_scaled", "refit"), ("weight", "refit")),
+]
 REPAIRS = {  # and what had none, with their titles
     name: STYLES[name]["label"] for name in ("none", "no_bias", "refit_output", "refit", "retrain")
 }
 CONTROL_TITLES = {
     "refit": "refit",
+    "refit_again": "refit nine times",
+    "refit_own": "refit to SparseGPT's aim",
     "other_images": "refit, images of the other data set",
     "shuffled_output": "places shuffled, output layer refit",
     "shuffled": "places shuffled, refit",
@@ -52,6 +99,7 @@ ORIGINAL = {  # test accuracy of one run of the original's own script, at 0 and 
     ("fashion_mnist", "weight"): "0.886 0.886 0.887 0.887 0.882 0.867 0.737 0.421 0.256 0.106",
     ("fashion_mnist", "neuron"): "0.886 0.887 0.886 0.878 0.734 0.500 0.136 0.100 0.100 0.100",
 }
+LEVELS = (0.9, 0.95, 0.97, 0.99)  # where methods of today are compared
 MARGIN = 1.0  # point of accuracy; two methods closer than that are equivalent
 
 
@@ -75,10 +123,27 @@ def control(name, method, sparsity, repair, images=1000, epochs=0):
     return rows.set_index("seed")["test_accuracy"].sort_index()
 
 
+def reached(name, method, sparsity, repair):
+    """The test accuracy for each seed that the controls have, of any method, by seed.
+
+    sparsegpt_best: at the settings that are best for the network, by the test set.
+    """
+    if method == "sparsegpt_best":
+        tried = [m for m in CONTROLS["method"].unique() if m.startswith("sparsegpt")]
+        series = [control(name, settings, sparsity, repair) for settings in tried]
+        return pandas.concat(series).groupby("seed").max()
+    if method in METHODS and repair in REPAIRS:
+        return values(name, method, sparsity, repair)[sorted(CONTROLS["seed"].unique())]
+    return control(name, method, sparsity, repair)
+
+
 def limits(better, worse, confidence=0.95):
-    """Mean paired difference over seeds in points, and the ends of its interval (Student's t)."""
-    differences = 100 * (better - worse)
-    assert differences.notna().all() and len(differences) > 1
+    """Mean paired difference in points over the seeds that both have, and its interval.
+
+    The ends of the interval are by Student's t.
+    """
+    differences = 100 * (better - worse).dropna()
+    assert len(differences) > 1
     mean = differences.mean()
     half = stats.t.ppf((1 + confidence) / 2, len(differences) - 1) * stats.sem(differences)
     return mean, mean - half, mean + half
@@ -137,15 +202,38 @@ def markdown(heads, rows, texts=1):
 
 
 def results(name):
-    """The front page's table: accuracy of weight- and neuron-pruned networks after each repair."""
+    """The front page's table: accuracy of weight- and neuron-pruned networks after repairs."""
+    states = ("none", "refit", "retrain")
     rows = []
-    for method in ("weight", "neuron"):
-        for sparsity in (0.5, 0.7, 0.8, 0.9, 0.95, 0.97):
-            cells = [cell(values(name, method, sparsity, repair)) for repair in REPAIRS]
+    for method in ("weight", "scaled_weight", "neuron"):
+        for sparsity in (0.8, 0.9, 0.95):
+            cells = [cell(values(name, method, sparsity, repair)) for repair in states]
             times = f"{speedup(name, method, sparsity)}×"
             live = share(name, method, sparsity)
             rows.append([METHODS[method], f"{sparsity:g}", live, *cells, times])
-    return markdown(["pruned", "sparsity", "live", *REPAIRS.values(), "speed"], rows)
+    heads = ["pruned", "sparsity", "live", *(REPAIRS[repair] for repair in states), "speed"]
+    return markdown(heads, rows)
+
+
+def today(name):
+    """Accuracy of methods of today at high sparsity."""
+    rows = []
+    for (method, repair), title in TODAY.items():
+        cells = [cell(reached(name, method, sparsity, repair)) for sparsity in LEVELS]
+        rows.append([title, *cells])
+    return markdown(["sparsity", *(f"{sparsity:g}" for sparsity in LEVELS)], rows)
+
+
+def against(name):
+    """Paired differences between methods of today."""
+    rows = []
+    for title, better, worse in COMPARED:
+        cells = []
+        for sparsity in LEVELS:
+            pair = [reached(name, method, sparsity, repair) for method, repair in (better, worse)]
+            cells.append(gain(*pair) if all(map(len, pair)) else "")
+        rows.append([title, *cells])
+    return markdown(["sparsity", *(f"{sparsity:g}" for sparsity in LEVELS)], rows)
 
 
 def accuracies(name, repair):
@@ -262,13 +350,13 @@ def distinct(rows, *columns):
 def controls(name):
     """Accuracy after each control."""
     rows = []
-    for repair, images, epochs in distinct(CONTROLS, "control", "images", "epochs"):
+    for repair, images, epochs in distinct(REPAIRED, "control", "images", "epochs"):
         cells = [
             cell(control(name, *network, repair, images, epochs))
-            for network in distinct(CONTROLS, "method", "sparsity")
+            for network in distinct(REPAIRED, "method", "sparsity")
         ]
         rows.append([CONTROL_TITLES[repair], f"{images:,}", str(epochs), *cells])
-    networks = distinct(CONTROLS, "method", "sparsity")
+    networks = distinct(REPAIRED, "method", "sparsity")
     heads = [f"{METHODS[method]} {sparsity:g}" for method, sparsity in networks]
     return markdown(["repair", "images", "epochs", *heads], rows)
 
@@ -276,7 +364,7 @@ def controls(name):
 def distillation(name):
     """Refit against distillation on the same images."""
     rows = []
-    for method, sparsity in distinct(CONTROLS, "method", "sparsity"):
+    for method, sparsity in distinct(REPAIRED, "method", "sparsity"):
         refit = control(name, method, sparsity, "refit")
         short, long = (
             control(name, method, sparsity, "distilled", epochs=epochs) for epochs in (10, 40)
@@ -310,6 +398,9 @@ def original():
 
 
 TABLES = {"speed": speed, "original": original}
+for dataset in DATASETS:
+    for table in (today, against):
+        TABLES[f"{table.__name__} {dataset}"] = functools.partial(table, dataset)
 for dataset in TITLES:
     for table in (results, sizes, ladder, matched, retrained, controls, distillation):
         TABLES[f"{table.__name__} {dataset}"] = functools.partial(table, dataset)

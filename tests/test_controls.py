@@ -50,14 +50,16 @@ def test_sparsegpt_keeps_nothing_on_inputs_that_are_always_0():
     assert not controls.sparsegpt(np.ones((4, 3)), inputs, 0.25)[1].any()
 
 
-def test_sparsegpt_prunes_each_layer_on_the_outputs_of_those_pruned_before():
+@pytest.mark.parametrize("name", ["sparsegpt", "wanda"])
+def test_each_layer_is_pruned_on_the_outputs_of_those_pruned_before(name):
     kernels, inputs = layers(np.random.default_rng(0))
-    first, second = METHODS["sparsegpt"](kernels, inputs, 0.5, None)
+    first, second = METHODS[name](kernels, inputs, 0.5, None)
     received = np.maximum(inputs[0] @ first, 0)
-    np.testing.assert_array_equal(second, controls.sparsegpt(kernels[1], received, 0.5))
+    expected = getattr(controls, name)(kernels[1], received, 0.5)
+    np.testing.assert_array_equal(second, expected)
 
 
-@pytest.mark.parametrize("method", ["weight_by_unit", "scaled_by_unit"])
+@pytest.mark.parametrize("method", ["weight_by_unit", "scaled_by_unit", "wanda"])
 def test_by_unit_as_many_weights_are_left_in_each_unit(method):
     kernels, inputs = layers(np.random.default_rng(0))
     for kernel, pruned in zip(kernels, METHODS[method](kernels, inputs, 0.7, None)):
@@ -99,3 +101,16 @@ def test_gradual_pruning_refits_between_the_levels():
     for kernel, received, one_shot, refit in zip(kernels, inputs, once, gradually):
         errors = [np.square(received @ (other - kernel)).sum() for other in (refit, one_shot)]
         assert errors[0] < errors[1]
+
+
+def test_refit_own_aims_at_what_the_dense_layers_make_of_the_pruned_networks_outputs():
+    kernels, inputs = layers(np.random.default_rng(0))
+    dense = network_pruning.Network([*kernels, np.ones((10, 3), np.float32)], np.zeros(3))
+    pruned = [*METHODS["weight"](kernels, inputs, 0.5, None), dense.kernels[-1]]
+    network = controls.refit_own(dense, pruned, inputs[0])
+    received = np.maximum(inputs[0] @ network.kernels[0], 0)
+    wanted = received @ kernels[1]
+    np.testing.assert_array_equal(
+        network.kernels[1], network_pruning.refit(pruned[1], received, wanted)
+    )
+    np.testing.assert_array_equal(network.kernels[2], dense.kernels[2])
