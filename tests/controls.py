@@ -154,7 +154,7 @@ def run_methods(dense, dataset, seed, methods, images):
     for row in rows:
         if row["method"] != "dense":
             network = [row[column] for column in project.KEY]
-            yield *network, images, 0, row["test_accuracy"]
+            yield *network, images, 0, row["live_fraction"], row["test_accuracy"]
 
 
 # ---------------------------------------------------------------------------------------- repairs
@@ -261,6 +261,7 @@ def run_repairs(dense, dataset, other, seed):
     samples = {count: choose(dataset, count, seed, dense) for count in IMAGE_COUNTS}
     foreign = choose(other, project.REFIT_IMAGES, seed, dense)
     inputs, _ = samples[project.REFIT_IMAGES]
+    weights = sum(kernel.size for kernel in dense.hidden)
     for method, sparsities in PRUNED.items():
         for sparsity in sparsities:
             rng = project.rng_for(seed, f"prune {method}")
@@ -269,7 +270,9 @@ def run_repairs(dense, dataset, other, seed):
             for control, count, epochs, network in repairs(dense, kernels, samples, foreign, seed):
                 outputs = project.logits(network, dataset.test_images).numpy()
                 accuracy, _ = project.evaluate(outputs, dataset.test_labels)
-                yield dataset.name, seed, method, sparsity, control, count, epochs, accuracy
+                kept = project.compact(network.kernels)[:-1]
+                live = sum(map(np.count_nonzero, kept)) / weights
+                yield dataset.name, seed, method, sparsity, control, count, epochs, live, accuracy
 
 
 def main():
@@ -281,7 +284,7 @@ def main():
     options = parser.parse_args()
     datasets = dict(zip(DATASETS, project.load_datasets(DATASETS, options.data_dir)))
     project.METHODS.update(METHODS)
-    print("dataset,seed,method,sparsity,control,images,epochs,test_accuracy")
+    print("dataset,seed,method,sparsity,control,images,epochs,live_fraction,test_accuracy")
     for name, seed in itertools.product(options.datasets, options.seeds):
         dataset = datasets[name]
         dense = project.train_dense(dataset, seed, OPTIONS)
@@ -289,8 +292,8 @@ def main():
         if name in OTHERS:
             parts.append(run_methods(dense, dataset, seed, ["sparsegpt"], max(IMAGE_COUNTS)))
             parts.append(run_repairs(dense, dataset, datasets[OTHERS[name]], seed))
-        for *what, accuracy in itertools.chain(*parts):
-            print(*what, f"{accuracy:.6f}", sep=",", flush=True)
+        for *what, live, accuracy in itertools.chain(*parts):
+            print(*what, f"{live:.6f}", f"{accuracy:.6f}", sep=",", flush=True)
 
 
 if __name__ == "__main__":

@@ -113,18 +113,18 @@ def values(name, method, sparsity=0.0, repair="none", column="test_accuracy"):
     return chosen[chosen["repair"] == repair].set_index("seed")[column].sort_index()
 
 
-def control(name, method, sparsity, repair, images=1000, epochs=0):
-    """The test accuracy for each seed of a control, by seed."""
+def control(name, method, sparsity, repair, images=1000, epochs=0, column="test_accuracy"):
+    """A column's value for each seed of a control, by seed."""
     what = (name, method, sparsity, repair, images, epochs)
     columns = ("dataset", "method", "sparsity", "control", "images", "epochs")
     rows = CONTROLS
-    for column, value in zip(columns, what):
-        rows = rows[rows[column] == value]
-    return rows.set_index("seed")["test_accuracy"].sort_index()
+    for key, value in zip(columns, what):
+        rows = rows[rows[key] == value]
+    return rows.set_index("seed")[column].sort_index()
 
 
-def reached(name, method, sparsity, repair):
-    """The test accuracy for each seed that the controls have, of any method, by seed.
+def reached(name, method, sparsity, repair, column="test_accuracy"):
+    """A column's value for each seed that the controls have, of any method, by seed.
 
     sparsegpt_best: at the settings that are best for the network, by the test set.
     """
@@ -133,8 +133,8 @@ def reached(name, method, sparsity, repair):
         series = [control(name, settings, sparsity, repair) for settings in tried]
         return pandas.concat(series).groupby("seed").max()
     if method in METHODS and repair in REPAIRS:
-        return values(name, method, sparsity, repair)[sorted(CONTROLS["seed"].unique())]
-    return control(name, method, sparsity, repair)
+        return values(name, method, sparsity, repair, column)[sorted(CONTROLS["seed"].unique())]
+    return control(name, method, sparsity, repair, column=column)
 
 
 def limits(better, worse, confidence=0.95):
@@ -205,7 +205,7 @@ def results(name):
     """The front page's table: accuracy of weight- and neuron-pruned networks after repairs."""
     states = ("none", "refit", "retrain")
     rows = []
-    for method in ("weight", "scaled_weight", "neuron"):
+    for method in ("weight", "neuron"):
         for sparsity in (0.8, 0.9, 0.95):
             cells = [cell(values(name, method, sparsity, repair)) for repair in states]
             times = f"{speedup(name, method, sparsity)}×"
@@ -215,13 +215,35 @@ def results(name):
     return markdown(heads, rows)
 
 
+def repaired():
+    """The front page's table of what is reached with few weights, and how; means alone."""
+    rows = []
+    for state in (
+        ("weight", "none"),
+        ("sparsegpt", "none"),
+        ("weight", "refit"),
+        ("gradual_scaled", "refit"),
+        ("weight", "retrain"),
+    ):
+        cells = [
+            f"{reached(name, state[0], sparsity, state[1]).mean():.3f}"
+            for name in TITLES
+            for sparsity in LEVELS
+        ]
+        rows.append([TODAY[state], *cells])
+    heads = [f"{title} {sparsity:g}" for title in TITLES.values() for sparsity in LEVELS]
+    return markdown(["weights, at sparsity", *heads], rows)
+
+
 def today(name):
-    """Accuracy of methods of today at high sparsity."""
+    """Accuracy of methods of today at high sparsity, and the weights that are live at 0.95."""
     rows = []
     for (method, repair), title in TODAY.items():
         cells = [cell(reached(name, method, sparsity, repair)) for sparsity in LEVELS]
-        rows.append([title, *cells])
-    return markdown(["sparsity", *(f"{sparsity:g}" for sparsity in LEVELS)], rows)
+        live = reached(name, method, 0.95, repair, "live_fraction").mean()
+        rows.append([title, *cells, f"{live:.3f}"])
+    heads = ["sparsity", *(f"{sparsity:g}" for sparsity in LEVELS), "live at 0.95"]
+    return markdown(heads, rows)
 
 
 def against(name):
@@ -397,7 +419,7 @@ def original():
     return markdown(heads, rows)
 
 
-TABLES = {"speed": speed, "original": original}
+TABLES = {"repaired": repaired, "speed": speed, "original": original}
 for dataset in DATASETS:
     for table in (today, against):
         TABLES[f"{table.__name__} {dataset}"] = functools.partial(table, dataset)
