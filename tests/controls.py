@@ -284,6 +284,7 @@ def main():
     options = parser.parse_args()
     datasets = dict(zip(DATASETS, project.load_datasets(DATASETS, options.data_dir)))
     project.METHODS.update(METHODS)
+    project.TIMING_ROUNDS = 0  # speeds are not among the controls
     print("dataset,seed,method,sparsity,control,images,epochs,live_fraction,test_accuracy")
     for name, seed in itertools.product(options.datasets, options.seeds):
         dataset = datasets[name]
