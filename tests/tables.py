@@ -36,48 +36,57 @@ METHODS = {  # of the script, with their titles
     "scratch": "from scratch",
 }
 REPAIRED = CONTROLS[CONTROLS["method"].isin(METHODS)]  # networks of the script, other repairs
-TODAY = {  # methods of today as (method, repair), with their titles
-    ("weight", "none"): "magnitude",
-    ("scaled_weight", "none"): "magnitude × input",
-    ("wanda", "none"): "Wanda",
-    ("sparsegpt", "none"): "SparseGPT",
-    ("sparsegpt", "refit_output"): "SparseGPT, output layer refit",
-    ("sparsegpt", "refit"): "SparseGPT, refit",
-    ("wanda", "refit"): "Wanda, refit",
-    ("scaled_weight", "refit"): "magnitude × input, refit",
-    ("weight", "refit"): "magnitude, refit",
-    ("gradual_weight", "refit"): "gradual, magnitude",
-    ("gradual_scaled", "refit"): "gradual, magnitude × input",
-    ("weight", "retrain"): "magnitude, retrained on 60,000 labels",
+TODAY = {  # methods of today, each with a repair, and their titles
+    "weight none": "magnitude",
+    "scaled_weight none": "magnitude × input",
+    "wanda none": "Wanda",
+    "sparsegpt none": "SparseGPT",
+    "sparsegpt refit_output": "SparseGPT, output layer refit",
+    "sparsegpt refit": "SparseGPT, refit",
+    "wanda refit": "Wanda, refit",
+    "scaled_weight refit": "magnitude × input, refit",
+    "weight refit": "magnitude, refit",
+    "gradual_weight refit": "gradual, magnitude",
+    "gradual_scaled refit": "gradual, magnitude × input",
+    "weight distilled": "magnitude, distilled for 40 epochs",
+    "weight retrain": "magnitude, retrained",
 }
-COMPARED = [  # what is compared, and the two as (method, repair)
-    ("magnitude, refit, over SparseGPT", ("weight", "refit"), ("sparsegpt", "none")),
-    ("over SparseGPT at its best settings", ("weight", "refit"), ("sparsegpt_best", "none")),
-    ("over SparseGPT, output layer refit", ("weight", "refit"), ("sparsegpt", "refit_output")),
-    ("over SparseGPT, refit", ("weight", "refit"), ("sparsegpt", "refit")),
-    (
-        "magnitude, refit to SparseGPT's aim, over it",
-        ("weight", "refit_own"),
-        ("sparsegpt", "none"),
+COMPARED = {  # what is compared, and the two: method and repair
+    "magnitude, refit, over SparseGPT": ("weight refit", "sparsegpt none"),
+    "magnitude, refit, over SparseGPT at its best settings": (
+        "weight refit",
+        "sparsegpt_best none",
     ),
-    ("magnitude × input over magnitude", ("scaled_weight", "none"), ("weight", "none")),
-    ("both without the output bias", ("scaled_weight", "no_bias"), ("weight", "no_bias")),
-    (
-        "both with the output layer refit",
-        ("scaled_weight", "refit_output"),
-        ("weight", "refit_output"),
+    "magnitude, refit, over SparseGPT, output layer refit": (
+        "weight refit",
+        "sparsegpt refit_output",
     ),
-    ("both refit", ("scaled_weight", "refit"), ("weight", "refit")),
-    ("both retrained", ("scaled_weight", "retrain"), ("weight", "retrain")),
-    ("within units over within layers: magnitude", ("weight_by_unit", "none"), ("weight", "none")),
-    ("both refit", ("weight_by_unit", "refit"), ("weight", "refit")),
-    ("magnitude × input", ("scaled_by_unit", "none"), ("scaled_weight", "none")),
-    ("both refit", ("scaled_by_unit", "refit"), ("scaled_weight", "refit")),
-    ("gradual over one-shot: magnitude", ("gradual_weight", "refit"), ("weight", "refit")),
-    ("magnitude × input", ("gradual_scaled", "refit"), ("scaled_weight", "refit")),
-    ("neurons", ("gradual_neuron", "refit"), ("neuron", "refit")),
-    ("gradual × input over magnitude, refit", ("gradual_scaled", "refit"), ("weight", "refit")),
-]
+    "magnitude, refit, over SparseGPT, refit": ("weight refit", "sparsegpt refit"),
+    "magnitude, refit to SparseGPT's aim, over SparseGPT": ("weight refit_own", "sparsegpt none"),
+    "× input over magnitude, as pruned": ("scaled_weight none", "weight none"),
+    "× input over magnitude, without the output bias": ("scaled_weight no_bias", "weight no_bias"),
+    "× input over magnitude, output layer refit": (
+        "scaled_weight refit_output",
+        "weight refit_output",
+    ),
+    "× input over magnitude, refit": ("scaled_weight refit", "weight refit"),
+    "× input over magnitude, retrained": ("scaled_weight retrain", "weight retrain"),
+    "within units over within layers, magnitude, as pruned": ("weight_by_unit none", "weight none"),
+    "within units over within layers, magnitude, refit": ("weight_by_unit refit", "weight refit"),
+    "within units over within layers, × input, as pruned": (
+        "scaled_by_unit none",
+        "scaled_weight none",
+    ),
+    "within units over within layers, × input, refit": (
+        "scaled_by_unit refit",
+        "scaled_weight refit",
+    ),
+    "gradual over one step, magnitude, refit": ("gradual_weight refit", "weight refit"),
+    "gradual over one step, × input, refit": ("gradual_scaled refit", "scaled_weight refit"),
+    "gradual over one step, neurons, refit": ("gradual_neuron refit", "neuron refit"),
+    "gradual, × input, over magnitude, refit": ("gradual_scaled refit", "weight refit"),
+    "gradual, × input, over magnitude, distilled": ("gradual_scaled refit", "weight distilled"),
+}
 REPAIRS = {  # and what had none, with their titles
     name: STYLES[name]["label"] for name in ("none", "no_bias", "refit_output", "refit", "retrain")
 }
@@ -123,18 +132,23 @@ def control(name, method, sparsity, repair, images=1000, epochs=0, column="test_
     return rows.set_index("seed")[column].sort_index()
 
 
-def reached(name, method, sparsity, repair, column="test_accuracy"):
-    """A column's value for each seed that the controls have, of any method, by seed.
+def reached(name, state, sparsity, column="test_accuracy"):
+    """A column's value for each seed that the controls have, by seed.
 
-    sparsegpt_best: at the settings that are best for the network, by the test set.
+    state: any method and repair, such as "sparsegpt refit".
+
+    sparsegpt_best: at the settings that are best for the network, by the test set. distilled: for
+    40 epochs.
     """
+    method, repair = state.split()
     if method == "sparsegpt_best":
         tried = [m for m in CONTROLS["method"].unique() if m.startswith("sparsegpt")]
         series = [control(name, settings, sparsity, repair) for settings in tried]
         return pandas.concat(series).groupby("seed").max()
     if method in METHODS and repair in REPAIRS:
         return values(name, method, sparsity, repair, column)[sorted(CONTROLS["seed"].unique())]
-    return control(name, method, sparsity, repair, column=column)
+    epochs = 40 if repair == "distilled" else 0
+    return control(name, method, sparsity, repair, epochs=epochs, column=column)
 
 
 def limits(better, worse, confidence=0.95):
@@ -202,46 +216,34 @@ def markdown(heads, rows, texts=1):
 
 
 def results(name):
-    """The front page's table: accuracy of weight- and neuron-pruned networks after repairs."""
-    states = ("none", "refit", "retrain")
+    """The front page's table: accuracy of weight- and neuron-pruned networks."""
+    levels = (0.8, 0.9, 0.95)
     rows = []
     for method in ("weight", "neuron"):
-        for sparsity in (0.8, 0.9, 0.95):
-            cells = [cell(values(name, method, sparsity, repair)) for repair in states]
-            times = f"{speedup(name, method, sparsity)}×"
-            live = share(name, method, sparsity)
-            rows.append([METHODS[method], f"{sparsity:g}", live, *cells, times])
-    heads = ["pruned", "sparsity", "live", *(REPAIRS[repair] for repair in states), "speed"]
-    return markdown(heads, rows)
+        for repair in ("none", "refit", "retrain"):
+            cells = [cell(values(name, method, sparsity, repair)) for sparsity in levels]
+            rows.append([f"{METHODS[method]}, {REPAIRS[repair]}", *cells])
+    return markdown(["sparsity", *(f"{sparsity:g}" for sparsity in levels)], rows)
 
 
 def repaired():
-    """The front page's table of what is reached with few weights, and how; means alone."""
+    """The front page's table of what is reached on MNIST with few weights; means alone."""
+    states = ("weight none", "sparsegpt none", "weight refit", "gradual_scaled refit")
     rows = []
-    for state in (
-        ("weight", "none"),
-        ("sparsegpt", "none"),
-        ("weight", "refit"),
-        ("gradual_scaled", "refit"),
-        ("weight", "retrain"),
-    ):
-        cells = [
-            f"{reached(name, state[0], sparsity, state[1]).mean():.3f}"
-            for name in TITLES
-            for sparsity in LEVELS
-        ]
+    for state in (*states, "weight retrain"):
+        cells = [f"{reached('mnist', state, sparsity).mean():.3f}" for sparsity in LEVELS]
         rows.append([TODAY[state], *cells])
-    heads = [f"{title} {sparsity:g}" for title in TITLES.values() for sparsity in LEVELS]
-    return markdown(["weights, at sparsity", *heads], rows)
+    return markdown(["sparsity", *(f"{sparsity:g}" for sparsity in LEVELS)], rows)
 
 
 def today(name):
     """Accuracy of methods of today at high sparsity, and the weights that are live at 0.95."""
     rows = []
-    for (method, repair), title in TODAY.items():
-        cells = [cell(reached(name, method, sparsity, repair)) for sparsity in LEVELS]
-        live = reached(name, method, 0.95, repair, "live_fraction").mean()
-        rows.append([title, *cells, f"{live:.3f}"])
+    for state, title in TODAY.items():
+        series = [reached(name, state, sparsity) for sparsity in LEVELS]
+        if all(map(len, series)):  # digits have no distilled networks
+            live = reached(name, state, 0.95, "live_fraction").mean()
+            rows.append([title, *map(cell, series), f"{live:.3f}"])
     heads = ["sparsity", *(f"{sparsity:g}" for sparsity in LEVELS), "live at 0.95"]
     return markdown(heads, rows)
 
@@ -249,12 +251,10 @@ def today(name):
 def against(name):
     """Paired differences between methods of today."""
     rows = []
-    for title, better, worse in COMPARED:
-        cells = []
-        for sparsity in LEVELS:
-            pair = [reached(name, method, sparsity, repair) for method, repair in (better, worse)]
-            cells.append(gain(*pair) if all(map(len, pair)) else "")
-        rows.append([title, *cells])
+    for title, states in COMPARED.items():
+        pairs = [[reached(name, state, sparsity) for state in states] for sparsity in LEVELS]
+        if all(len(series) for pair in pairs for series in pair):
+            rows.append([title, *(gain(*pair) for pair in pairs)])
     return markdown(["sparsity", *(f"{sparsity:g}" for sparsity in LEVELS)], rows)
 
 
