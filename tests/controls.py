@@ -4,7 +4,8 @@
 
 Trains the networks of network_pruning.py, seed for seed. Prunes them by methods that the script
 does not have, repairs networks pruned by its own methods in other ways, and measures the test
-accuracy. A seed takes about TODO minutes of one core; --seeds and --datasets run some of them.
+accuracy. A seed takes about five minutes of one core for each data set; --seeds and --datasets run
+some of them.
 """
 
 import argparse
@@ -280,7 +281,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, help="as that of network_pruning.py")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=range(5))
+    parser.add_argument("--seeds", nargs="+", type=int, default=range(10))
     options = parser.parse_args()
     datasets = dict(zip(DATASETS, project.load_datasets(DATASETS, options.data_dir)))
     project.METHODS.update(METHODS)
