@@ -324,12 +324,13 @@ def benchmark_repairs(repeats, network, data):
             prune("weight")[0], data, len(data.train_images) // project.BATCH_SIZE, 1
         ),
     }
-    runs = [{name: timed(work) for name, work in works.items()} for _ in range(repeats + 1)]
     print(f"\n{f'sparsity {REPAIRED}, medians of {repeats}':32}{'s':>10}{'of refit':>10}")
-    for name in works:
-        seconds = [run[name] for run in runs[1:]]  # the first warms up
-        ratios = [run[name] / run["magnitude, refit"] for run in runs[1:]]
-        print(f"{name:32}{statistics.median(seconds):10.2f}{statistics.median(ratios):10.1f}")
+    seconds = {}
+    for name, work in works.items():
+        work()  # warms up; not interleaved, since TensorFlow's threads stay busy for a while
+        seconds[name] = statistics.median(timed(work) for _ in range(repeats))
+        ratio = seconds[name] / seconds["magnitude, refit"]
+        print(f"{name:32}{seconds[name]:10.2f}{ratio:10.1f}")
 
 
 def benchmark_sweep(network, data):
