@@ -512,7 +512,7 @@ def prune_model(model, sparsity, images):
     """Return a copy of a trained Keras model, its Dense layers pruned by magnitude and refit.
 
     The last Dense layer is the classifier: it is refit, but not pruned. Biases and other layers
-    stay as they are, and the copy is not compiled. See `prune_weights` and `refit`.
+    stay as they are. Compile the copy before you evaluate it. See `prune_weights` and `refit`.
 
     model: Sequential or functional. sparsity: a fraction in [0, 1]. images: [n, ...], what the
     model is fed; 1,000 training images will do, without labels. Raises ValueError for a model
@@ -1311,7 +1311,7 @@ def add_texts(figure, title, curves):
         f"Hidden units: {first['hidden_units']}, ReLU; epochs of Adam: {first['epochs']}, at a "
         f"rate of {first['learning_rate']}, batches of {first['batch_size']}. Images to refit on: "
         f"{curves['refit_images'].max()}; epochs of retraining: {curves['retrain_epochs'].max()}. "
-        f"Mean, standard deviation (band), single networks (pale); seeds: {seeds}. "
+        f"Mean, standard deviation (band), single networks (pale); seeds per curve: {seeds}. "
         f"{'; '.join(made_by)}."
     )
     inches = figure.get_figwidth()

@@ -240,7 +240,7 @@ def test_a_method_of_some_seeds_starts_from_the_dense_networks_of_its_own_seeds(
     lines = {method: curve(figure.axes[1], method) for method in ("weight", "neuron")}
     assert lines["weight"].get_ydata()[0] == pytest.approx(accuracy("dense", 0, 1))
     assert lines["neuron"].get_ydata()[0] == pytest.approx(accuracy("dense", 0, 2))
-    assert "seeds: 1 to 3." in figure.get_supxlabel().replace("\n", " ")
+    assert "seeds per curve: 1 to 3." in figure.get_supxlabel().replace("\n", " ")
 
 
 def test_a_level_that_some_seeds_lack_makes_no_bump_but_is_seen():
@@ -277,7 +277,14 @@ def test_title_and_caption_come_from_the_csv():
     [legend] = figure.legends
     assert legend.get_title().get_text() == "Fashion-MNIST: accuracy after one-shot pruning"
     caption = figure.get_supxlabel().replace("\n", " ")
-    for part in ("units: 50", "epochs of Adam: 7", "0.001", "128", "seeds: 3", "CPU, test"):
+    for part in (
+        "units: 50",
+        "epochs of Adam: 7",
+        "0.001",
+        "128",
+        "seeds per curve: 3",
+        "CPU, test",
+    ):
         assert part in caption
     assert "Images to refit on: 1000; epochs of retraining: 2." in caption
     assert caption.endswith("script 000000ff.")
