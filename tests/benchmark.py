@@ -32,6 +32,7 @@ sys.modules["triton"] = None  # PyTorch's; its LLVM and TensorFlow's end a proce
 
 PARTS = ("job", "pruning", "training", "repairs", "sweep", "sparse", "original")
 SIZES = [784, *project.HIDDEN_UNITS, 10]
+METHODS = {**project.METHODS, **controls.METHODS}
 RNG = np.random.default_rng(0)
 COMPACTED = 0.8  # sparsity of the neuron-pruned network whose retraining is timed
 MASKED = 0.9  # that of the weight-pruned one

@@ -133,7 +133,7 @@ def control(name, method, sparsity, repair, images=1000, epochs=0, column="test_
 
 
 def reached(name, state, sparsity, column="test_accuracy"):
-    """A column's value for each seed that the controls have, by seed.
+    """A column's value for each seed, in the results or the controls, by seed.
 
     state: any method and repair, such as "sparsegpt refit".
 
@@ -146,18 +146,15 @@ def reached(name, state, sparsity, column="test_accuracy"):
         series = [control(name, settings, sparsity, repair) for settings in tried]
         return pandas.concat(series).groupby("seed").max()
     if method in METHODS and repair in REPAIRS:
-        return values(name, method, sparsity, repair, column)[sorted(CONTROLS["seed"].unique())]
+        return values(name, method, sparsity, repair, column)
     epochs = 40 if repair == "distilled" else 0
     return control(name, method, sparsity, repair, epochs=epochs, column=column)
 
 
 def limits(better, worse, confidence=0.95):
-    """Mean paired difference in points over the seeds that both have, and its interval.
-
-    The ends of the interval are by Student's t.
-    """
-    differences = 100 * (better - worse).dropna()
-    assert len(differences) > 1
+    """Mean paired difference over seeds in points, and the ends of its interval (Student's t)."""
+    differences = 100 * (better - worse)
+    assert differences.notna().all() and len(differences) > 1
     mean = differences.mean()
     half = stats.t.ppf((1 + confidence) / 2, len(differences) - 1) * stats.sem(differences)
     return mean, mean - half, mean + half
@@ -399,7 +396,7 @@ def distillation(name):
             control(name, method, sparsity, "distilled", epochs=epochs) for epochs in (10, 40)
         )
         both = control(name, method, sparsity, "refit_distilled", epochs=10)
-        again = values(name, method, sparsity, "retrain")[refit.index]
+        again = values(name, method, sparsity, "retrain")
         cells = [gain(refit, short), gain(refit, long), gain(both, long), gain(again, refit)]
         rows.append([f"{METHODS[method]} {sparsity:g}", *cells])
     heads = ["refit over 10 epochs of distillation", "refit over 40 epochs"]
