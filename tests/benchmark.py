@@ -122,10 +122,12 @@ def this_project(batches, data, network):
     return work
 
 
-def pruned_kernels(dense, method, sparsity):
-    """Prune the hidden kernels of a network; return all kernels."""
-    inputs = []  # which no method that is timed looks at
-    return [*project.METHODS[method](dense.hidden, inputs, sparsity, RNG), dense.kernels[-1]]
+def pruned_kernels(dense, method, sparsity, inputs=()):
+    """Prune the hidden kernels of a network; return all kernels.
+
+    inputs: what each layer receives, for the methods that look at it.
+    """
+    return [*METHODS[method](dense.hidden, inputs, sparsity, RNG), dense.kernels[-1]]
 
 
 def pruned_network(method, sparsity):
@@ -296,11 +298,9 @@ def benchmark_repairs(repeats, network, data):
     images = project.choose_images(data.train_images, project.REFIT_IMAGES, seed=0)
     inputs = [np.asarray(received) for received in project.layer_inputs(network, images)]
     outputs = project.preactivations(network, inputs)
-    methods = {**project.METHODS, **controls.METHODS}
 
     def prune(method):
-        hidden = methods[method](network.hidden, inputs, REPAIRED, RNG)
-        kernels = [*hidden, network.kernels[-1]]
+        kernels = pruned_kernels(network, method, REPAIRED, inputs)
         pruned = network._replace(kernels=project.compact(kernels))
         return pruned, project.of_live_units(outputs, kernels)
 

@@ -108,7 +108,8 @@ ORIGINAL = {  # test accuracy of one run of the original's own script, at 0 and 
     ("fashion_mnist", "weight"): "0.886 0.886 0.887 0.887 0.882 0.867 0.737 0.421 0.256 0.106",
     ("fashion_mnist", "neuron"): "0.886 0.887 0.886 0.878 0.734 0.500 0.136 0.100 0.100 0.100",
 }
-LEVELS = (0.9, 0.95, 0.97, 0.99)  # where methods of today are compared
+# where current methods are compared
+LEVELS = tuple(CONTROLS[CONTROLS["method"] == "sparsegpt"]["sparsity"].unique())
 MARGIN = 1.0  # point of accuracy; two methods closer than that are equivalent
 
 
