@@ -27,11 +27,12 @@ import network_pruning as project
 
 DEVICE = project.configure_tensorflow()
 tf, keras = project.tf, project.keras
-keras.utils.set_random_seed(0)  # which determinism wants, for fit's shuffling
 sys.modules["triton"] = None  # PyTorch's; its LLVM and TensorFlow's end a process that loads both
 
 PARTS = ("job", "pruning", "training", "repairs", "sweep", "sparse", "original")
-SIZES = [784, *project.HIDDEN_UNITS, 10]
+OPTIONS = project.parse_options([])  # the recipe
+SIZES = [784, *OPTIONS.hidden_units, 10]
+BATCH_SIZE = OPTIONS.batch_size
 METHODS = {**project.METHODS, **controls.METHODS}
 RNG = np.random.default_rng(0)
 COMPACTED = 0.8  # sparsity of the neuron-pruned network whose retraining is timed
@@ -41,7 +42,7 @@ REPAIRED = 0.95  # that of the one whose repairs are timed
 
 def dense_network():
     """Draw an untrained network."""
-    return project.initial_network(SIZES, RNG)
+    return project.new_network(SIZES, RNG)
 
 
 def tensors(network):
@@ -65,7 +66,7 @@ def products(batches):
     Each product reads the one before, and each gradient is read, or TensorFlow would skip it.
     """
     kernels = tensors(dense_network())
-    images = tf.random.uniform((project.BATCH_SIZE, SIZES[0]))
+    images = tf.random.uniform((BATCH_SIZE, SIZES[0]))
 
     @tf.function
     def loop(batches):
@@ -90,7 +91,7 @@ def updates(batches):
     network = dense_network()
     variables = [tf.Variable(values) for values in (*network.kernels, network.bias)]
     gradients = [0.01 * variable for variable in variables]
-    adam = tf.compat.v1.train.AdamOptimizer(project.LEARNING_RATE)
+    adam = tf.compat.v1.train.AdamOptimizer(OPTIONS.learning_rate)
 
     @tf.function
     def loop(batches):
@@ -103,15 +104,20 @@ def updates(batches):
 
 def train(network, data, batches, epochs):
     """Train a network on some batches as the script does."""
-    images = data.train_images[: batches * project.BATCH_SIZE]
-    targets = data.train_targets[: batches * project.BATCH_SIZE]
-    rate = project.LEARNING_RATE
-    return project.train(network, images, targets, epochs, project.BATCH_SIZE, rate, RNG)
+    count = batches * BATCH_SIZE
+    images, targets = data.train_images[:count], data.train_targets[:count]
+    some = data._replace(train_images=images, train_targets=targets)
+    return project.train(network, some, epochs, OPTIONS, RNG)
+
+
+def forward(network, images):
+    """Logits of images."""
+    return project.logits(network, project.layer_inputs(network.hidden, images)[-1])
 
 
 def this_project(batches, data, network):
     """Return work that trains on batches, with their share of what a whole training traces."""
-    share = batches * project.BATCH_SIZE / (len(data.train_images) * project.EPOCHS)
+    share = batches * BATCH_SIZE / (len(data.train_images) * OPTIONS.epochs)
 
     def work():
         once = timed(lambda: train(network, data, batches, 1))
@@ -127,13 +133,14 @@ def pruned_kernels(dense, method, sparsity, inputs=()):
 
     inputs: what each layer receives, for the methods that look at it.
     """
-    return [*METHODS[method](dense.hidden, inputs, sparsity, RNG), dense.kernels[-1]]
+    return [*METHODS[method](dense.hidden, inputs, sparsity, RNG), dense.output]
 
 
 def pruned_network(method, sparsity):
     """Prune an untrained network and compact it."""
     dense = dense_network()
-    return dense._replace(kernels=project.compact(pruned_kernels(dense, method, sparsity)))
+    kernels = project.compact(pruned_kernels(dense, method, sparsity))
+    return project.network_of([*kernels, dense.bias])
 
 
 def labels(data):
@@ -145,10 +152,10 @@ def keras_fit(batches, data):
     """Return work that trains the same network on batches by keras.Model.fit at its defaults."""
     model = project.keras_model(dense_network())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(project.LEARNING_RATE), loss)
-    some = batches * project.BATCH_SIZE
+    model.compile(keras.optimizers.Adam(OPTIONS.learning_rate), loss)
+    some = batches * BATCH_SIZE
     pixels, classes = data.train_images.numpy()[:some], labels(data)[:some]
-    return lambda: model.fit(pixels, classes, batch_size=project.BATCH_SIZE, verbose=0)
+    return lambda: model.fit(pixels, classes, batch_size=BATCH_SIZE, verbose=0)
 
 
 def original(data):
@@ -159,20 +166,21 @@ def original(data):
         inputs = v1.placeholder(tf.float32, [None, SIZES[0]])
         targets = v1.placeholder(tf.int64, [None])
         kernels = [tf.Variable(kernel) for kernel in dense_network().kernels]
-        logits = project.logits(project.Network(kernels, tf.Variable(tf.zeros(SIZES[-1]))), inputs)
+        network = project.network_of([*kernels, tf.Variable(tf.zeros(SIZES[-1]))])
+        logits = forward(network, inputs)
         loss = v1.losses.sparse_softmax_cross_entropy(targets, logits)
-        step = v1.train.AdamOptimizer(project.LEARNING_RATE).minimize(loss)
+        step = v1.train.AdamOptimizer(OPTIONS.learning_rate).minimize(loss)
         session = v1.Session()
         session.run(v1.global_variables_initializer())
 
     def train(batches):
         for _ in range(batches):
-            batch = RNG.integers(0, len(pixels), project.BATCH_SIZE)
+            batch = RNG.integers(0, len(pixels), BATCH_SIZE)
             session.run(step, {inputs: pixels[batch], targets: classes[batch]})
 
     def evaluate():
-        for start in range(0, len(data.test_labels), project.BATCH_SIZE):
-            session.run(logits, {inputs: pixels[start : start + project.BATCH_SIZE]})
+        for start in range(0, len(data.test_labels), BATCH_SIZE):
+            session.run(logits, {inputs: pixels[start : start + BATCH_SIZE]})
 
     return train, evaluate
 
@@ -188,11 +196,11 @@ def pytorch(batches, data):
     layers = [torch.nn.Linear(*shape, bias=shape == shapes[-1]) for shape in shapes]
     activations = [torch.nn.ReLU() for _ in shapes]
     model = torch.nn.Sequential(*sum(zip(layers, activations), ())[:-1]).to(device)
-    adam = torch.optim.Adam(model.parameters(), project.LEARNING_RATE, fused=True)
+    adam = torch.optim.Adam(model.parameters(), OPTIONS.learning_rate, fused=True)
 
     def loop():
         order = torch.randperm(len(pixels), device=device)
-        for batch in order.split(project.BATCH_SIZE)[:batches]:
+        for batch in order.split(BATCH_SIZE)[:batches]:
             adam.zero_grad()
             loss = torch.nn.functional.cross_entropy(model(pixels[batch]), classes[batch])
             loss.backward()
@@ -224,7 +232,7 @@ def benchmark_training(repeats, batches, data):
         works[f"refitting {method} {MASKED}"] = refitting(batches, data, method)
     for work in works.values():  # traces and warms up
         work()
-    epoch = len(data.train_images) / (batches * project.BATCH_SIZE)
+    epoch = len(data.train_images) / (batches * BATCH_SIZE)
     runs = [{name: epoch * work() for name, work in works.items()} for _ in range(repeats)]
     for run in runs:
         run["the floor: both"] = run["matrix products alone"] + run["Adam updates alone"]
@@ -246,12 +254,10 @@ def refitting(batches, data, method):
     """Return work that refits a pruned network; counted as if it were an epoch."""
     dense = dense_network()
     kernels = pruned_kernels(dense, method, MASKED)
-    pruned = dense._replace(kernels=project.compact(kernels))
-    images = data.train_images[: project.REFIT_IMAGES].numpy()
-    inputs = project.layer_inputs(dense, images)
-    outputs = project.preactivations(dense, inputs)
-    targets = project.of_live_units(outputs, kernels)
-    epoch = len(data.train_images) / (batches * project.BATCH_SIZE)
+    pruned = project.network_of([*project.compact(kernels), dense.bias])
+    (images, *_), outputs = controls.choose(data, OPTIONS.refit_images, 0, dense)
+    targets = controls.of_live_units(outputs, kernels)
+    epoch = len(data.train_images) / (batches * BATCH_SIZE)
 
     def work():
         for repair in project.REPAIRS.values():
@@ -295,34 +301,32 @@ def benchmark_pruning(repeats):
 
 def benchmark_repairs(repeats, network, data):
     """Print how long it takes to prune a trained network and to repair it, in several ways."""
-    images = project.choose_images(data.train_images, project.REFIT_IMAGES, seed=0)
-    inputs = [np.asarray(received) for received in project.layer_inputs(network, images)]
-    outputs = project.preactivations(network, inputs)
+    inputs, outputs = controls.choose(data, OPTIONS.refit_images, 0, network)
+    images = inputs[0]
 
     def prune(method):
         kernels = pruned_kernels(network, method, REPAIRED, inputs)
-        pruned = network._replace(kernels=project.compact(kernels))
-        return pruned, project.of_live_units(outputs, kernels)
+        pruned = project.network_of([*project.compact(kernels), network.bias])
+        return pruned, controls.of_live_units(outputs, kernels)
 
     def refit(method):
         pruned, targets = prune(method)
-        project.refit_layers(pruned, images, targets)
+        project.refit_all(pruned, images, targets)
 
     def distill(epochs):
         pruned, targets = prune("weight")
         teacher = tf.nn.softmax(targets[-1] + network.bias)
-        size, rate = project.BATCH_SIZE, project.LEARNING_RATE
-        project.train(pruned, tf.constant(images), teacher, epochs, size, rate, RNG)
+        imitated = data._replace(train_images=tf.constant(images), train_targets=teacher)
+        project.train(pruned, imitated, epochs, OPTIONS, RNG)
 
     works = {
         "magnitude, refit": lambda: refit("weight"),
         "magnitude times input, refit": lambda: refit("scaled_weight"),
         "SparseGPT": lambda: prune("sparsegpt"),
-        "gradual, magnitude": lambda: refit("gradual_weight"),
         "gradual, magnitude times input": lambda: refit("gradual_scaled"),
         "magnitude, distilled, 10 epochs": lambda: distill(10),
         "magnitude, retrained, 1 epoch": lambda: train(
-            prune("weight")[0], data, len(data.train_images) // project.BATCH_SIZE, 1
+            prune("weight")[0], data, len(data.train_images) // BATCH_SIZE, 1
         ),
     }
     print(f"\n{f'sparsity {REPAIRED}, medians of {repeats}':32}{'s':>10}{'of refit':>10}")
@@ -335,17 +339,18 @@ def benchmark_repairs(repeats, network, data):
 
 
 def benchmark_sweep(network, data):
-    """Print the time of a default sweep in dense passes, without and with refitting."""
-
-    def one_pass():
-        project.logits(network, data.test_images).numpy()
-
-    one_pass()
-    dense = statistics.median(timed(one_pass) for _ in range(9))
-    for changes in (["--refit-images", "0"], []):
-        options = project.parse_options(changes)
-        whole = timed(functools.partial(project.prune_dense, network, data, 0, options))
-        name = " ".join(["sweep", *changes])
+    """Print the time of a default sweep: of its networks alone, and with measuring them."""
+    forward(network, data.test_images).numpy()
+    dense = statistics.median(
+        timed(lambda: forward(network, data.test_images).numpy()) for _ in range(9)
+    )
+    project.dense_network = lambda *_: network
+    works = {
+        "networks": lambda: list(project.prune_and_repair(network, data, 0, OPTIONS)),
+        "networks, measured": lambda: project.run_seed(data, 0, OPTIONS),
+    }
+    for name, work in works.items():
+        whole = timed(work)
         print(f"{name}: {whole:.1f} s, {whole / dense:.0f} dense passes of {dense:.3f} s")
 
 
@@ -353,8 +358,9 @@ def benchmark_sparse(network, data, repeats=5):
     """Print the speed-up of weight-pruned networks that are run as sparse matrices, on the CPU."""
     with tf.device("CPU"):  # the sparse product has no deterministic GPU kernel
         images = tf.identity(data.test_images)
-        columns, kernels = tf.transpose(images), tensors(network)
-        dense = network._replace(kernels=kernels)
+        columns = tf.transpose(images)
+        kernels = tensors(network)
+        dense = project.network_of([*kernels, network.bias])
         print("\nspeed-up over the dense network if zeros are skipped, on the CPU:")
         for level in (0.9, 0.95, 0.97, 0.99):
             hidden = [project.prune_weights(kernel, level).T for kernel in network.hidden]
@@ -368,7 +374,7 @@ def benchmark_sparse(network, data, repeats=5):
 
             run_sparse()
             ratios = [
-                timed(lambda: project.logits(dense, images).numpy()) / timed(run_sparse)
+                timed(lambda: forward(dense, images).numpy()) / timed(run_sparse)
                 for _ in range(repeats)
             ]
             print(f"  sparsity {level:g}: {statistics.median(ratios):.2f}x")
@@ -378,15 +384,14 @@ def benchmark_job(data_dir):
     """Print the time and the memory of the whole job with one seed on both data sets."""
     command = [sys.executable, project.__file__, "--seeds", "0"]
     command += ["--data-dir", str(data_dir)] if data_dir else []
-    without = ["--refit-images", "0"]
-    seconds = []
-    for changes in ([], without, [*without, "--methods", "weight", "neuron"]):
+    for changes in ([], ["--methods", "weight", "neuron"]):
         with tempfile.TemporaryDirectory() as folder:
             job = [*command, "--output-dir", folder, *changes]
             run = functools.partial(subprocess.run, job, check=True, capture_output=True)
-            seconds.append(timed(run))
-        print(f"--seeds 0 {' '.join(changes)}: {seconds[-1]:.0f} s")
-    print(f"with refitting over without: {seconds[0] / seconds[1]:.2f}")
+            print(f"--seeds 0 {' '.join(changes)}: {timed(run):.0f} s")
+            added = [*job, "--methods", "gradual_scaled"]
+            run = functools.partial(subprocess.run, added, check=True, capture_output=True)
+            print(f"then --methods gradual_scaled: {timed(run):.0f} s")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"peak memory: {peak:.2f} GiB")
 
@@ -395,8 +400,8 @@ def benchmark_original(data):
     """Print how long the original would take: training, and two methods at ten levels, twice."""
     train_batches, evaluate = original(data)
     train_batches(10)  # warms up
-    epoch = timed(lambda: train_batches(len(data.train_images) // project.BATCH_SIZE))
-    seconds = 2 * (project.EPOCHS * epoch + 20 * timed(evaluate))
+    epoch = timed(lambda: train_batches(len(data.train_images) // BATCH_SIZE))
+    seconds = 2 * (OPTIONS.epochs * epoch + 20 * timed(evaluate))
     print(f"\nthe original's training and 40 evaluations: {seconds:.0f} s, without its start")
 
 
@@ -416,7 +421,7 @@ def main():
         benchmark_pruning(options.repeats)
     if "training" in options.parts:
         benchmark_training(options.repeats, options.batches, data)
-    network = train(dense_network(), data, len(data.train_images) // project.BATCH_SIZE, 1)
+    network = train(dense_network(), data, len(data.train_images) // BATCH_SIZE, 1)
     if "repairs" in options.parts:
         benchmark_repairs(options.repeats, network, data)
     if "sweep" in options.parts:

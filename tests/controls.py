@@ -2,9 +2,9 @@
 
     python tests/controls.py --data-dir DIR > plots/published/controls.csv
 
-Trains the networks of network_pruning.py, seed for seed. Prunes them by methods that the script
-does not have, repairs networks pruned by its own methods in other ways, and measures the test
-accuracy. A seed takes about five minutes of one core for each data set; --seeds and --datasets run
+Takes the networks of network_pruning.py, seed for seed, from networks/ in --output-dir; those that
+are not there are trained. Prunes them by methods that the script does not have, repairs networks
+pruned by its own methods in other ways, and measures the test accuracy. --seeds and --datasets run
 some of them.
 """
 
@@ -23,8 +23,8 @@ import network_pruning as project
 project.configure_tensorflow()
 tf = project.tf
 
-OPTIONS = project.parse_options([])  # the settings of the script
-DATASETS = (*project.TITLES, project.BUNDLED)
+REFIT_IMAGES = project.parse_options([]).refit_images
+DATASETS = (*project.TITLES, "digits")
 OTHERS = {"mnist": "fashion_mnist", "fashion_mnist": "mnist"}  # whose images are tried, too
 LEVELS = (0.9, 0.95, 0.97, 0.99)  # at which methods are compared
 PRUNED = {  # method: sparsities
@@ -33,9 +33,9 @@ PRUNED = {  # method: sparsities
     "neuron": (0.8, 0.9),
     "random_weight": (0.8, 0.95),
 }
-IMAGE_COUNTS = (100, 300, project.REFIT_IMAGES, 5000)
+IMAGE_COUNTS = (100, 300, REFIT_IMAGES, 5000)
 DISTILLATION_EPOCHS = (10, 40)
-REFITS = 9  # as often as gradual pruning refits until 0.99
+REFITS = len(project.SPARSITIES)  # as often as gradual pruning refits until 0.99
 
 
 # ---------------------------------------------------------------------------------------- methods
@@ -111,27 +111,6 @@ def layer_by_layer(prune):
     return method
 
 
-def gradual(method):
-    """Make a method that goes through the levels of the script: prune, refit, prune further.
-
-    Each time, `method` scores the weights and inputs of the network refit so far, which is then
-    refit towards the dense network again. The script's repairs finish the last level.
-    """
-
-    def prune(kernels, inputs, sparsity, rng):
-        images = inputs[0]
-        network = project.Network(kernels, None)  # hidden layers, none of which has a bias
-        targets = project.preactivations(network, inputs)
-        for level in project.SPARSITIES:
-            if level < sparsity:
-                pruned = method(network.kernels, inputs, level, rng)
-                network = project.refit_layers(network._replace(kernels=pruned), images, targets)
-                inputs = [np.asarray(x) for x in project.layer_inputs(network, images)]
-        return method(network.kernels, inputs, sparsity, rng)
-
-    return prune
-
-
 METHODS = {
     "weight_by_unit": weight_by_unit,
     "scaled_by_unit": scaled_by_unit,
@@ -141,18 +120,13 @@ METHODS = {
     "sparsegpt_damping_0.001": layer_by_layer(functools.partial(sparsegpt, damping=0.001)),
     "sparsegpt_damping_0.1": layer_by_layer(functools.partial(sparsegpt, damping=0.1)),
     "sparsegpt_one_block": layer_by_layer(functools.partial(sparsegpt, block=10**6)),
-    "gradual_weight": gradual(project.METHODS["weight"]),
-    "gradual_scaled": gradual(project.METHODS["scaled_weight"]),
-    "gradual_neuron": gradual(project.METHODS["neuron"]),
 }
 
 
-def run_methods(dense, dataset, seed, methods, images):
+def run_methods(dataset, seed, options, methods, images):
     """Yield a row of the CSV for each method and level, after each repair of the script."""
-    arguments = ["--methods", *methods, "--sparsities", *map(str, LEVELS)]
-    options = project.parse_options([*arguments, "--refit-images", str(images)])
-    rows, _ = project.prune_dense(dense, dataset, seed, options)
-    for row in rows:
+    changes = {"methods": methods, "sparsities": LEVELS, "refit_images": images}
+    for row in project.run_seed(dataset, seed, argparse.Namespace(**vars(options) | changes)):
         if row["method"] != "dense":
             network = [row[column] for column in project.KEY]
             yield *network, images, 0, row["live_fraction"], row["test_accuracy"]
@@ -163,9 +137,16 @@ def run_methods(dense, dataset, seed, methods, images):
 
 def choose(dataset, count, seed, dense):
     """Choose training images; return what each layer of the dense network gets and computes."""
-    images = project.choose_images(dataset.train_images, count, seed)
-    inputs = [np.asarray(received) for received in project.layer_inputs(dense, images)]
-    return inputs, project.preactivations(dense, inputs)
+    rng = project.rng_for(seed, "refit images")
+    chosen = rng.choice(len(dataset.train_images), count, replace=False)
+    images = tf.gather(dataset.train_images, chosen).numpy()
+    inputs = [np.asarray(received) for received in project.layer_inputs(dense.hidden, images)]
+    return inputs, [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, dense.kernels)]
+
+
+def of_live_units(outputs, kernels):
+    """Choose from outputs of each layer, [n, units], the units that are live in pruned kernels."""
+    return [layer[:, live] for layer, live in zip(outputs, project.live_units(kernels)[1:])]
 
 
 def with_random_values(network, generator):
@@ -174,19 +155,19 @@ def with_random_values(network, generator):
     for kernel in network.hidden:
         values = generator.normal(scale=kernel[kernel != 0].std(), size=kernel.shape)
         kernels.append(np.where(kernel != 0, values, 0).astype(np.float32))
-    return network._replace(kernels=[*kernels, network.kernels[-1]])
+    return network._replace(hidden=tuple(kernels))
 
 
 def with_shuffled_places(network, generator):
     """Shuffle the incoming weights of each hidden unit, zeros and all."""
     kernels = [generator.permuted(kernel, axis=0) for kernel in network.hidden]
-    return network._replace(kernels=[*kernels, network.kernels[-1]])
+    return network._replace(hidden=tuple(kernels))
 
 
 def rescale(network, images, targets):
     """Scale the incoming weights of each unit, so that its output varies as in the dense network.
 
-    Arguments: as for `project.refit_layers`.
+    Arguments: as for a repair of the script.
     """
     inputs = images
     kernels = []
@@ -195,7 +176,7 @@ def rescale(network, images, targets):
         factors = np.where(spread > 0, wanted.std(axis=0) / np.maximum(spread, 1e-9), 1)
         kernels.append(kernel * factors)
         inputs = np.maximum(inputs @ kernels[-1], 0)
-    return network._replace(kernels=kernels)
+    return project.network_of([*kernels, network.bias])
 
 
 def refit_own(dense, kernels, images):
@@ -208,48 +189,47 @@ def refit_own(dense, kernels, images):
     for kernel, trained in zip(kernels[:-1], dense.hidden):
         refitted.append(project.refit(kernel, inputs, inputs @ trained))
         inputs = np.maximum(inputs @ refitted[-1], 0)
-    return dense._replace(kernels=[*refitted, kernels[-1]])
+    return dense._replace(hidden=tuple(refitted))
 
 
-def repairs(dense, kernels, samples, foreign, seed):
+def repairs(dense, kernels, samples, foreign, seed, options):
     """Yield (control, images, epochs, network) for each way to repair a network.
 
     kernels: of the pruned network, not compacted. samples: from `choose`, by the number of images.
     foreign: one from the other data set.
     """
-    pruned = dense._replace(kernels=project.compact(kernels))
+    pruned = project.network_of([*project.compact(kernels), dense.bias])
 
     def refit(inputs, outputs):
-        return project.refit_layers(pruned, inputs[0], project.of_live_units(outputs, kernels))
+        return project.refit_all(pruned, inputs[0], of_live_units(outputs, kernels))
 
     refits = {count: refit(*sample) for count, sample in samples.items()}
     for count, network in refits.items():
         yield "refit", count, 0, network
-    count = project.REFIT_IMAGES
+    count = REFIT_IMAGES
     yield "other_images", count, 0, refit(*foreign)
 
     inputs, outputs = samples[count]
     images = inputs[0]
-    targets = project.of_live_units(outputs, kernels)
+    targets = of_live_units(outputs, kernels)
     yield "refit_own", count, 0, refit_own(dense, kernels, images)
     again = refits[count]
     for _ in range(REFITS - 1):
-        again = project.refit_layers(again, images, targets)
+        again = project.refit_all(again, images, targets)
     yield "refit_again", count, 0, again
     yield "rescaled", count, 0, rescale(pruned, images, targets)
     random = with_random_values(pruned, project.rng_for(seed, "random values"))
     yield "random_values", count, 0, project.refit_output(random, images, targets)
     shuffled = with_shuffled_places(pruned, project.rng_for(seed, "shuffled places"))
     yield "shuffled_output", count, 0, project.refit_output(shuffled, images, targets)
-    yield "shuffled", count, 0, project.refit_layers(shuffled, images, targets)
+    yield "shuffled", count, 0, project.refit_all(shuffled, images, targets)
 
     teacher = tf.nn.softmax(targets[-1] + dense.bias)
-    pixels = tf.constant(images)
+    imitated = project.Dataset("images", tf.constant(images), teacher, None, None, None)
 
     def distilled(network, epochs):
-        size, rate = OPTIONS.batch_size, OPTIONS.learning_rate
         rng = project.rng_for(seed, "distillation")
-        return project.train(network, pixels, teacher, epochs, size, rate, rng)
+        return project.train(network, imitated, epochs, options, rng)
 
     for epochs in DISTILLATION_EPOCHS:
         yield "distilled", count, epochs, distilled(pruned, epochs)
@@ -257,19 +237,22 @@ def repairs(dense, kernels, samples, foreign, seed):
     yield "refit_distilled", count, epochs, distilled(refits[count], epochs)
 
 
-def run_repairs(dense, dataset, other, seed):
+def run_repairs(dataset, other, seed, options):
     """Yield a row of the CSV for each pruned network and way to repair it."""
+    dense = project.dense_network(dataset, seed, options)
     samples = {count: choose(dataset, count, seed, dense) for count in IMAGE_COUNTS}
-    foreign = choose(other, project.REFIT_IMAGES, seed, dense)
-    inputs, _ = samples[project.REFIT_IMAGES]
+    foreign = choose(other, REFIT_IMAGES, seed, dense)
+    inputs, _ = samples[REFIT_IMAGES]
     weights = sum(kernel.size for kernel in dense.hidden)
     for method, sparsities in PRUNED.items():
         for sparsity in sparsities:
             rng = project.rng_for(seed, f"prune {method}")
             hidden = project.METHODS[method](dense.hidden, inputs, sparsity, rng)
-            kernels = [*hidden, dense.kernels[-1]]
-            for control, count, epochs, network in repairs(dense, kernels, samples, foreign, seed):
-                outputs = project.logits(network, dataset.test_images).numpy()
+            kernels = [*hidden, dense.output]
+            ways = repairs(dense, kernels, samples, foreign, seed, options)
+            for control, count, epochs, network in ways:
+                received = project.layer_inputs(network.hidden, dataset.test_images)[-1]
+                outputs = project.logits(network, received).numpy()
                 accuracy, _ = project.evaluate(outputs, dataset.test_labels)
                 kept = project.compact(network.kernels)[:-1]
                 live = sum(map(np.count_nonzero, kept)) / weights
@@ -280,20 +263,21 @@ def main():
     """Run the controls."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, help="as that of network_pruning.py")
+    parser.add_argument("--output-dir", default="plots", help="as that of network_pruning.py")
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=range(10))
-    options = parser.parse_args()
-    datasets = dict(zip(DATASETS, project.load_datasets(DATASETS, options.data_dir)))
+    arguments = parser.parse_args()
+    options = project.parse_options(["--output-dir", arguments.output_dir])
+    datasets = dict(zip(DATASETS, project.load_datasets(DATASETS, arguments.data_dir)))
     project.METHODS.update(METHODS)
-    project.TIMING_ROUNDS = 0  # speeds are not among the controls
+    project.measure_speed = lambda sizes, images: dict.fromkeys(sizes)  # not among the controls
     print("dataset,seed,method,sparsity,control,images,epochs,live_fraction,test_accuracy")
-    for name, seed in itertools.product(options.datasets, options.seeds):
+    for name, seed in itertools.product(arguments.datasets, arguments.seeds):
         dataset = datasets[name]
-        dense = project.train_dense(dataset, seed, OPTIONS)
-        parts = [run_methods(dense, dataset, seed, METHODS, project.REFIT_IMAGES)]
+        parts = [run_methods(dataset, seed, options, METHODS, REFIT_IMAGES)]
         if name in OTHERS:
-            parts.append(run_methods(dense, dataset, seed, ["sparsegpt"], max(IMAGE_COUNTS)))
-            parts.append(run_repairs(dense, dataset, datasets[OTHERS[name]], seed))
+            parts.append(run_methods(dataset, seed, options, ["sparsegpt"], max(IMAGE_COUNTS)))
+            parts.append(run_repairs(dataset, datasets[OTHERS[name]], seed, options))
         for *what, live, accuracy in itertools.chain(*parts):
             print(*what, f"{live:.6f}", f"{accuracy:.6f}", sep=",", flush=True)
 

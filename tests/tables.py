@@ -17,11 +17,11 @@ from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from network_pruning import BUNDLED, SPARSITIES, STYLES, TITLES
+from network_pruning import SPARSITIES, STYLES, TITLES
 
 PUBLISHED = ROOT / "plots" / "published"
 FILES = (ROOT / "README.md", PUBLISHED / "README.md")
-DATASETS = (*TITLES, BUNDLED)
+DATASETS = (*TITLES, "digits")
 RESULTS = {name: pandas.read_csv(PUBLISHED / f"{name}.csv") for name in DATASETS}
 CONTROLS = pandas.read_csv(PUBLISHED / "controls.csv")
 SLOPE = (0.6, 0.7, 0.8, 0.9, 0.95, 0.97)  # where the curves fall
@@ -46,7 +46,6 @@ TODAY = {  # methods of today, each with a repair, and their titles
     "wanda refit": "Wanda, refit",
     "scaled_weight refit": "magnitude × input, refit",
     "weight refit": "magnitude, refit",
-    "gradual_weight refit": "gradual, magnitude",
     "gradual_scaled refit": "gradual, magnitude × input",
     "weight distilled": "magnitude, distilled",
     "weight retrain": "magnitude, retrained",
@@ -81,9 +80,7 @@ COMPARED = {  # what is compared, and the two: method and repair
         "scaled_by_unit refit",
         "scaled_weight refit",
     ),
-    "gradual over one step, magnitude, refit": ("gradual_weight refit", "weight refit"),
     "gradual over one step, × input, refit": ("gradual_scaled refit", "scaled_weight refit"),
-    "gradual over one step, neurons, refit": ("gradual_neuron refit", "neuron refit"),
     "gradual, × input, over magnitude, refit": ("gradual_scaled refit", "weight refit"),
     "gradual, × input, over magnitude, distilled": ("gradual_scaled refit", "weight distilled"),
 }
@@ -266,8 +263,7 @@ def against(name):
 def accuracies(name, repair):
     """Accuracy of every method at every level after a repair."""
     methods = list(METHODS) if repair == "retrain" else list(METHODS)[:-1]
-    dense = repair if repair in ("none", "no_bias", "retrain") else "none"
-    rows = [["0 (dense)", *[cell(values(name, "dense", 0, dense))] * len(methods)]]
+    rows = [["0 (dense)", *[cell(values(name, "dense", 0, repair))] * len(methods)]]
     for sparsity in SPARSITIES:
         cells = [cell(values(name, method, sparsity, repair)) for method in methods]
         rows.append([f"{sparsity:g}", *cells])

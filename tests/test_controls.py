@@ -75,42 +75,13 @@ def test_scaled_by_unit_looks_at_the_inputs():
     np.testing.assert_array_equal(scaled, [[1, 1], [0, 0], [0, 0]])
 
 
-@pytest.mark.parametrize("method", ["weight", "scaled_weight", "neuron"])
-def test_the_first_level_of_gradual_pruning_is_one_shot_pruning(method):
-    kernels, inputs = layers(np.random.default_rng(0))
-    once = METHODS[method](kernels, inputs, 0.25, None)
-    for kernel, expected in zip(
-        controls.gradual(METHODS[method])(kernels, inputs, 0.25, None), once
-    ):
-        np.testing.assert_array_equal(kernel, expected)
-
-
-@pytest.mark.parametrize("method", ["gradual_weight", "gradual_scaled", "gradual_neuron"])
-def test_gradual_pruning_removes_what_its_lower_levels_removed(method):
-    kernels, inputs = layers(np.random.default_rng(0))
-    lower, higher = (METHODS[method](kernels, inputs, level, None) for level in (0.6, 0.7))
-    for kernel, before, after in zip(kernels, lower, higher):
-        assert not after[before == 0].any()
-        assert np.count_nonzero(after) == round(0.3 * kernel.size)
-
-
-def test_gradual_pruning_refits_between_the_levels():
-    kernels, inputs = layers(np.random.default_rng(0))
-    once = METHODS["weight"](kernels, inputs, 0.9, None)
-    gradually = METHODS["gradual_weight"](kernels, inputs, 0.9, None)
-    for kernel, received, one_shot, refit in zip(kernels, inputs, once, gradually):
-        errors = [np.square(received @ (other - kernel)).sum() for other in (refit, one_shot)]
-        assert errors[0] < errors[1]
-
-
 def test_refit_own_aims_at_what_the_dense_layers_make_of_the_pruned_networks_outputs():
     kernels, inputs = layers(np.random.default_rng(0))
-    dense = network_pruning.Network([*kernels, np.ones((10, 3), np.float32)], np.zeros(3))
-    pruned = [*METHODS["weight"](kernels, inputs, 0.5, None), dense.kernels[-1]]
+    ends = [np.ones((10, 3), np.float32), np.zeros(3)]
+    dense = network_pruning.network_of([*kernels, *ends])
+    pruned = [*METHODS["weight"](kernels, inputs, 0.5, None), dense.output]
     network = controls.refit_own(dense, pruned, inputs[0])
     received = np.maximum(inputs[0] @ network.kernels[0], 0)
-    wanted = received @ kernels[1]
-    np.testing.assert_array_equal(
-        network.kernels[1], network_pruning.refit(pruned[1], received, wanted)
-    )
-    np.testing.assert_array_equal(network.kernels[2], dense.kernels[2])
+    expected = network_pruning.refit(pruned[1], received, received @ kernels[1])
+    np.testing.assert_array_equal(network.kernels[1], expected)
+    np.testing.assert_array_equal(network.output, dense.output)
