@@ -143,8 +143,8 @@ def train(network, dataset, epochs, options, rng):
     """
     variables = [tf.Variable(array) for array in (*network.kernels, network.bias)]
     trained = network_of(variables)
-    pruned = [i for i, kernel in enumerate(network.kernels) if not kernel.all()]
-    masks = {i: tf.constant(network.kernels[i] != 0, tf.float32) for i in pruned}
+    sparse = [i for i, kernel in enumerate(network.kernels) if not kernel.all()]
+    masks = {i: tf.constant(network.kernels[i] != 0, tf.float32) for i in sparse}
     # TensorFlow 1's Adam is faster: one fused operation per variable; Keras 3's is a chain of them
     adam = tf.compat.v1.train.AdamOptimizer(options.learning_rate)
 
@@ -232,10 +232,10 @@ def live_units(kernels):
     If there is no path at all, unit 0 of each hidden layer is returned: frameworks have no layers
     without units. kernels: [fan_in, units] each, first to output.
     """
-    reached = [np.full(len(kernels[0]), True)]  # from an input, for each layer of units
+    reached = [np.full(len(kernels[0]), True)]  # whether a path leads there from an input
     for kernel in kernels:
         reached.append(kernel[reached[-1]].any(axis=0))
-    reaching = [np.full(kernels[-1].shape[1], True)]  # an output
+    reaching = [np.full(kernels[-1].shape[1], True)]  # whether a path leads to an output
     for kernel in reversed(kernels):
         reaching.insert(0, kernel[:, reaching[0]].any(axis=1))
     hidden = [np.flatnonzero(a & b) for a, b in zip(reached[1:-1], reaching[1:-1])]
@@ -329,9 +329,9 @@ def conjugate_gradients(matrix, right, kept, steps):
 # To add one, write a function and enter it in METHODS or REPAIRS; an entry in STYLES, below, gives
 # it a title and a colour.
 #
-# A method takes the kernels of the hidden layers, what each layer receives for the images to refit
-# on, a sparsity and a generator, and returns pruned copies of the kernels. The generator starts
-# anew at each sparsity, so that a higher one removes a superset of what a lower one removes.
+# A method takes the kernels of the hidden layers, what each of these receives for the images to
+# refit on, a sparsity and a generator, and returns pruned copies of the kernels. The generator
+# starts anew at each sparsity, so that a higher one removes a superset of what a lower one removes.
 
 
 def weight(kernels, inputs, sparsity, rng):
@@ -404,9 +404,9 @@ METHODS = {
     "random_neuron": random_neuron,
 }
 
-# A repair takes a pruned network without the units that are not live, the images to refit on, and
-# what these units computed in the dense network, before bias and activation: arrays [n, units], one
-# for each layer. It returns a repaired network. Retraining is not among them: it needs the data.
+# A repair takes the live part of a pruned network, the images to refit on, and what each of its
+# layers should compute before bias and activation: arrays [n, units], from the dense network. It
+# returns a repaired network. Retraining is measured like a repair, but needs the whole data set.
 
 
 def none(network, images, targets):
@@ -440,18 +440,11 @@ def rng_for(seed, purpose):
     return np.random.default_rng([seed, *purpose.encode()])
 
 
-def dense_network(dataset, seed, options):
-    """Return the trained dense network of a seed; it is trained once for each output folder."""
-    made_by = fingerprint(recipe_of(dataset, options, TRAINING))
-    path = options.output_dir / "networks" / f"{dataset.name}-seed{seed}-{made_by}.keras"
-    if path.exists():
-        return network_of(keras.models.load_model(path).get_weights())
+def train_dense(dataset, seed, options):
+    """Train the dense network of a seed."""
     sizes = (dataset.train_images.shape[1], *options.hidden_units, dataset.train_targets.shape[1])
     untrained = new_network(sizes, rng_for(seed, "new dense"))
-    network = train(untrained, dataset, options.epochs, options, rng_for(seed, "train dense"))
-    with replacing(path) as partial:
-        keras_model(network).save(partial)
-    return network
+    return train(untrained, dataset, options.epochs, options, rng_for(seed, "train dense"))
 
 
 def prune_and_repair(trained, dataset, seed, options):
@@ -471,7 +464,8 @@ def prune_and_repair(trained, dataset, seed, options):
     for method, sparsity in progress(levels, unit="network"):
         hidden = trained.hidden
         if method != "dense":
-            hidden = METHODS[method](hidden, inputs, sparsity, rng_for(seed, f"prune {method}"))
+            rng = rng_for(seed, f"prune {method}")
+            hidden = METHODS[method](trained.hidden, inputs[:-1], sparsity, rng)
         kernels = [*hidden, trained.output]
         pruned = network_of([*compact(kernels), trained.bias])
         targets = [output[:, live] for output, live in zip(outputs, live_units(kernels)[1:])]
@@ -483,7 +477,7 @@ def prune_and_repair(trained, dataset, seed, options):
             retrained = train(pruned, dataset, options.retrain_epochs, options, rng)
             yield method, sparsity, "retrain", retrained
         if options.retrain_epochs and method == "neuron" and pruned.output.any():
-            # a control: an untrained network of these sizes, for as many epochs in all
+            # a control, where anything is left: a new network of its size, for as many epochs
             untrained = new_network(pruned.sizes, rng_for(seed, f"new scratch {sparsity}"))
             rng = rng_for(seed, f"train scratch {sparsity}")
             epochs = options.epochs + options.retrain_epochs
@@ -642,34 +636,27 @@ def read_idx(folder, part):
 
 
 # ------------------------------------------------------------------------------------ results
-# A run is one seed on one data set. It writes a CSV to `runs` in the output folder; the tables and
-# figures are made from all that are there. So a command adds its seeds, methods, sparsities and
+# A command writes a CSV to `runs` in the output folder for each data set and seed. The tables and
+# figures are made from all that are there, so a command adds its seeds, methods, sparsities and
 # repairs to those of others.
 
 KEY = ["dataset", "seed", "method", "sparsity", "repair"]  # of a row
-# what decides a dense network, and all that must be the same in a folder; read as text
 TRAINING = ["data", "training_code", "hidden_units", "epochs", "batch_size", "learning_rate"]
-RECIPE = [*TRAINING, "refit_images", "retrain_epochs"]
+RECIPE = [*TRAINING, "refit_images", "retrain_epochs"]  # the same for a data set in a folder
 
 
 def fingerprint(*values):
-    """Return eight digits that stand for values; in the name of a file, for how it was made."""
+    """Return a checksum of values, as eight hexadecimal digits."""
     return f"{zlib.crc32(repr(values).encode()):08x}"
 
 
-def source(function):
-    """Return what differs between versions of a function."""
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):  # not from a file, or no plain function
-        return repr(function)  # with its address: another one each time
-
-
-# as this process has them, whatever is done to the file meanwhile
-SCRIPT = Path(__file__).read_bytes()
+# read as the process starts: a later edit of the file is no edit of the code that runs
+SCRIPT = fingerprint(Path(__file__).read_bytes())
 TRAINING_CODE = fingerprint(
-    *map(source, (load_dataset, rng_for, dense_network, new_network, layer_inputs, logits, train))
+    *map(inspect.getsource, (load_dataset, rng_for, train_dense, new_network, train)),
+    *map(inspect.getsource, (layer_inputs, logits)),
 )
+SHIPPED = {*METHODS.values(), *REPAIRS.values()}
 
 
 def recipe_of(dataset, options, names=RECIPE):
@@ -698,6 +685,18 @@ def keras_model(network):
     return model
 
 
+def dense_network(dataset, seed, options):
+    """Return the trained dense network of a seed; it is trained once for each output folder."""
+    made_by = fingerprint(recipe_of(dataset, options, TRAINING))
+    path = options.output_dir / "networks" / f"{dataset.name}-seed{seed}-{made_by}.keras"
+    if path.exists():
+        return network_of(keras.models.load_model(path).get_weights())
+    network = train_dense(dataset, seed, options)
+    with replacing(path) as partial:
+        keras_model(network).save(partial)
+    return network
+
+
 def read_runs(folder):
     """Return the tables of all runs in a folder, the newest last."""
     tables = []
@@ -714,16 +713,17 @@ def read_runs(folder):
 
 def check(rows):
     """Raise UserError unless a data set has one recipe and each of its seeds one dense network."""
-    known = rows.assign(retrain_epochs=rows["retrain_epochs"].replace("0", np.nan))  # fits any
+    # a run without retraining fits all
+    known = rows.assign(retrain_epochs=rows["retrain_epochs"].replace("0", np.nan))
     for column in [*RECIPE, "dense_loss"]:
         group = ["dataset", "seed"] if column == "dense_loss" else ["dataset"]
         for names, part in known.groupby(group):
             values = part.dropna(subset=column).drop_duplicates(column)
             if len(values) > 1:
-                one, other = values[[column, "file"]].astype(str).agg(" in ".join, axis=1).head(2)
+                (one, file), (other, other_file) = values[[column, "file"]].to_numpy()[:2]
                 raise UserError(
-                    f"{', '.join(map(str, names))}: {column} is {one}, but {other}; "
-                    "pass another --output-dir, or move one of them away"
+                    f"{', '.join(map(str, names))}: {column} is {one} in {file}, but {other} in "
+                    f"{other_file}; pass another --output-dir, or move one of them away"
                 )
 
 
@@ -763,7 +763,7 @@ TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)  # sparsities
 
 def style_of(name):
     """Return how to draw a method or repair."""
-    color = f"C{zlib.crc32(name.encode()) % 5 + 5}"  # the same in every panel
+    color = matplotlib.colormaps["turbo"](zlib.crc32(name.encode()) % 256)  # the same everywhere
     return STYLES.get(name, dict(label=name, marker="x", color=color))
 
 
@@ -976,14 +976,15 @@ def run(options):
     planned = [{"dataset": dataset.name, **recipe_of(dataset, options)} for dataset in datasets]
     if before:  # refuse another recipe before any work
         check(pd.concat([*before, pd.DataFrame(planned).assign(file="this command")]))
-    # others may add methods and repairs to those of the script
-    code = fingerprint(SCRIPT, *map(source, [*METHODS.values(), *REPAIRS.values()]))
-    done = {table["file"][0] for table in before if set(table["script"]) == {code}}
+    # what another file has added may have changed
+    added = {*map(METHODS.get, options.methods), *REPAIRS.values()} - SHIPPED
+    done = {table["file"][0] for table in before if {*table["script"]} == {SCRIPT} and not added}
     for dataset, seed in progress([*itertools.product(datasets, options.seeds)], unit="seed"):
         recipe = recipe_of(dataset, options)
         command = fingerprint(options.methods, options.sparsities, recipe)
         path = folder / f"{dataset.name}-seed{seed}-{command}.csv"
         if path in done and not options.save_models:
+            path.touch()  # now the newest, which counts: another version may have run since
             tqdm.write(f"{dataset.name}, seed {seed}: done before; to repeat it, remove {path}")
             continue
         began = time.monotonic()
@@ -994,7 +995,7 @@ def run(options):
             **recipe,
             device=device,
             versions=f"tensorflow {tf.__version__}, numpy {np.__version__}",
-            script=code,
+            script=SCRIPT,
         )
         with replacing(path) as partial:
             table.round(6).to_csv(partial, index=False)
@@ -1005,8 +1006,8 @@ def run(options):
 
 
 def report(name, rows, folder):
-    """Print mean accuracies as pruned, refit and retrained."""
-    for repair in ordered({"none", "refit", "retrain"} & set(rows["repair"])):
+    """Print the mean accuracies after most repairs, and where the rest is."""
+    for repair in ordered(set(rows["repair"]) - {"no_bias", "refit_output"}):
         state = rows[rows["repair"] == repair]
         accuracies = state.pivot_table("test_accuracy", ["method", "seed"], "sparsity")
         of_methods = accuracies.groupby("method")

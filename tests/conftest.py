@@ -11,12 +11,12 @@ import pandas
 import pytest
 
 import network_pruning
-from network_pruning import METHODS
+from network_pruning import METHODS, tf
 
 ROOT = Path(network_pruning.__file__).parent
 SCRIPT = ROOT / "network_pruning.py"
 REAL_DATA = ROOT.parent / "shared" / "data"
-KEY = ["seed", "method", "sparsity", "repair"]  # of a row of a data set
+KEY = network_pruning.KEY[1:]  # of a row of a data set
 
 # the environment of the processes that tests start
 CLEAN = dict(os.environ, TF_NUM_INTRAOP_THREADS="1", OPENBLAS_NUM_THREADS="1")
@@ -28,8 +28,14 @@ DEVICE = network_pruning.configure_tensorflow()
 TINY = ("--datasets", "digits", "--epochs", 1, "--hidden-units", 50, 20, "--sparsities", 0.5)
 
 
+# images whose label is their brightest pixel; the test set is the training set
+IMAGES = np.random.default_rng(0).random((100, 6), dtype=np.float32)
+LABELS = IMAGES.argmax(axis=1)
+TENSOR = tf.constant(IMAGES)
+TOY = network_pruning.Dataset("toy", TENSOR, tf.one_hot(LABELS, 6), TENSOR, LABELS, "")
+
+
 def draw_kernels(sizes, rng):
-    """Random kernels of a network with layers of these sizes, the input's first."""
     return [rng.normal(size=shape).astype(np.float32) for shape in zip(sizes, sizes[1:])]
 
 
@@ -44,11 +50,11 @@ def pruned_by(method, kernels, sparsity, seed=0):
 def run_command(tmp_path):
     """Run the script in a process of its own, in an empty folder and without a network."""
 
-    def run(*arguments, script=SCRIPT, **variables):
+    def run(*arguments, **variables):
         # a proxy that refuses every connection: downloads fail at once, on any machine
         proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
         return subprocess.run(
-            [sys.executable, script, *map(str, arguments)],
+            [sys.executable, SCRIPT, *map(str, arguments)],
             cwd=tmp_path,
             env={**CLEAN, **proxies, "KERAS_HOME": str(tmp_path / "keras"), **variables},
             capture_output=True,
@@ -86,20 +92,13 @@ def run_main(tmp_path, monkeypatch, capfd):
 
 @pytest.fixture
 def real_data():
-    """The folder of the real MNIST and Fashion-MNIST, where it is there."""
     if not REAL_DATA.is_dir():
         pytest.skip("no real data beside this checkout")
     return REAL_DATA
 
 
-def results(folder, name="digits"):
-    """All rows of a data set that a folder shows."""
-    return pandas.read_csv(folder / f"{name}.csv")
-
-
-def files_in(folder):
-    """Names of the files in a folder and below it."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+def results(folder="plots", name="digits"):
+    return pandas.read_csv(Path(folder, f"{name}.csv"))
 
 
 def assert_one_line(done, message, status=1):

@@ -10,19 +10,11 @@ from conftest import TINY, assert_one_line, results
 
 from network_pruning import UserError, keras, load_dataset, load_datasets
 
-RNG = np.random.default_rng(0)
-ARRAYS = [  # 20 training and 10 test images of 4 x 3 pixels
-    RNG.integers(0, 256, (20, 4, 3), dtype=np.uint8),
-    np.arange(20, dtype=np.uint8) % 10,
-    RNG.integers(0, 256, (10, 4, 3), dtype=np.uint8),
-    np.arange(10, dtype=np.uint8),
-]
-NAMES = [
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-]
+PIXELS = np.random.default_rng(0).integers(0, 256, (30, 4, 3), dtype=np.uint8)
+CLASSES = np.arange(30, dtype=np.uint8) % 10
+ARRAYS = [PIXELS[:20], CLASSES[:20], PIXELS[20:], CLASSES[20:]]
+KINDS = ("images-idx3", "labels-idx1")
+NAMES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in KINDS]
 
 
 def idx_bytes(array):
@@ -48,9 +40,6 @@ def assert_loaded(dataset):
     assert dataset.train_images.dtype == dataset.train_targets.dtype == tf.float32
 
 
-# ------------------------------------------------------------------------------------- IDX files
-
-
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
@@ -60,7 +49,6 @@ def assert_loaded(dataset):
         ("MNIST/raw/{}", "", ""),  # torchvision
         ("emnist-letters-{}", "t10k", "test"),
     ],
-    ids=["plain", "dot", "kaggle", "torchvision", "emnist"],
 )
 @pytest.mark.parametrize("packed", [True, False])  # whatever the name says
 def test_files_are_found_by_what_their_names_say(tmp_path, name, old, new, packed):
@@ -77,11 +65,9 @@ def test_where_none_or_several_fit_what_was_found_is_listed(tmp_path):
     write_folder(tmp_path / "two", name="a/{}")
     write_folder(tmp_path / "two", name="b/{}")
     write_folder(tmp_path / "half", ARRAYS[:2])
-    (tmp_path / "empty").mkdir()
     for name, message in (
         ("two", "one IDX file of training images, but has a/train-images.*, b/train-images"),
         ("half", "one IDX file of test images, but has train-images.*, train-labels"),
-        ("empty", "one IDX file of training images, but has no file"),
     ):
         with pytest.raises(UserError, match=message):
             load_dataset(name, tmp_path)
@@ -90,20 +76,13 @@ def test_where_none_or_several_fit_what_was_found_is_listed(tmp_path):
 IMAGES = idx_bytes(ARRAYS[0])
 
 
+PACKED = gzip.compress(IMAGES)
+FLOATS = struct.pack(">HBBI", 0, 0x0D, 1, 1) + bytes(4)
+OTHERS = [b"", FLOATS, b"<html>404: not found</html>", b"\x89PNG\r\n" + IMAGES]
+
+
 @pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        gzip.compress(IMAGES)[:-20],
-        gzip.compress(IMAGES)[:-12] + bytes(12),
-        b"\x89PNG\r\n" + IMAGES,
-        b"<html>404: not found</html>",
-        struct.pack(">HBBI", 0, 0x0D, 1, 1) + bytes(4),  # a float
-        IMAGES[:10],
-        IMAGES[:-1],
-        IMAGES + b"0",
-    ],
-    ids=["empty", "truncated", "corrupt", "png", "html", "floats", "header", "short", "long"],
+    "content", [*OTHERS, PACKED[:-20], PACKED[:-12] + bytes(12), IMAGES[:10], IMAGES[:-1]]
 )
 def test_a_damaged_file_is_named(tmp_path, content):
     write_folder(tmp_path / "mnist")
@@ -127,9 +106,6 @@ def test_files_that_do_not_fit_each_other_are_refused(tmp_path, index, array, me
     write_folder(tmp_path / "mine", [*ARRAYS[:index], array, *ARRAYS[index + 1 :]])
     with pytest.raises(UserError, match=f"^mine: .*{message}"):
         load_dataset("mine", tmp_path)
-
-
-# ------------------------------------------------------------------------------- which data set
 
 
 @pytest.fixture
@@ -178,15 +154,12 @@ def test_what_is_not_there_is_one_line(run_main, tmp_path, no_download, argument
 
 
 def test_any_folder_in_the_format_of_mnist_is_a_data_set(run_main, tmp_path):
-    """Also with as many classes as images, or beside the digits, or with a slash at the end."""
-    write_folder(
-        tmp_path / "data" / "mine", [ARRAYS[0], np.arange(20, dtype=np.uint8), *ARRAYS[2:]]
-    )
+    """Also with other classes, beside the digits, and with a slash at the end."""
+    write_folder(tmp_path / "data" / "mine", [array + 3 * (array.ndim == 1) for array in ARRAYS])
     options = (*TINY, "--data-dir", "data", "--datasets", "mine/", "digits", "--seeds", 0)
     assert run_main(*options).returncode == 0
-    mine, digits = (results(tmp_path / "plots", name) for name in ("mine", "digits"))
-    assert mine["layer_sizes"][0] == "12-50-20-20" and digits["layer_sizes"][0] == "64-50-20-10"
-    assert mine["majority_accuracy"][0] == 0.1
+    sizes = [results(name=name)["layer_sizes"][0] for name in ("mine", "digits")]
+    assert sizes == ["12-50-20-10", "64-50-20-10"]
 
 
 def test_the_real_files_are_read(real_data):
@@ -194,7 +167,6 @@ def test_the_real_files_are_read(real_data):
     for dataset in (mnist, fashion_mnist):
         assert dataset.train_images.shape == (60000, 784)
         assert dataset.test_images.shape == (10000, 784)
-    counts = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert np.bincount(mnist.test_labels).tolist() == counts
+    assert np.bincount(mnist.test_labels)[:4].tolist() == [980, 1135, 1032, 1010]
     assert set(np.bincount(fashion_mnist.test_labels)) == {1000}
     assert np.count_nonzero(np.max(mnist.train_images, axis=0) == 0) == 67  # always black

@@ -4,20 +4,12 @@ import numpy as np
 import pandas
 import pytest
 import tensorflow as tf
-from conftest import draw_kernels, pruned_by
+from conftest import TOY
 
 import network_pruning
-from network_pruning import METHODS, REPAIRS, compact, load_dataset, network_of, parse_options
+from network_pruning import METHODS, REPAIRS, load_dataset, network_of, parse_options
 
 KEY = ["method", "sparsity", "repair"]
-
-
-def toy_data():
-    """Images whose label is their brightest pixel; the test set is the training set."""
-    images = np.random.default_rng(0).random((100, 6), dtype=np.float32)
-    labels = images.argmax(axis=1)
-    tensor = tf.constant(images)
-    return network_pruning.Dataset("toy", tensor, tf.one_hot(labels, 6), tensor, labels, "")
 
 
 @pytest.fixture
@@ -35,14 +27,11 @@ def run(tmp_path):
             sparsities=[0.5, 1.0],
         )
         vars(options).update(changes)
-        table = pandas.DataFrame(network_pruning.run_seed(data or toy_data(), seed, options))
+        table = pandas.DataFrame(network_pruning.run_seed(data or TOY, seed, options))
         assert not table[KEY].duplicated().any()
         return table.drop(columns="speedup").set_index(KEY).to_dict("index")
 
     return run
-
-
-# -------------------------------------------------------------------------------------- the rows
 
 
 def test_every_repair_of_every_method_and_sparsity_is_measured_and_of_the_dense_network(run):
@@ -80,22 +69,6 @@ def test_rows_do_not_depend_on_what_else_is_asked_for(run, tmp_path):
         assert many[key] == row
 
 
-def test_a_method_and_a_repair_are_added_by_a_function_and_an_entry(run, monkeypatch):
-    def first_layer(kernels, inputs, sparsity, rng):
-        return [network_pruning.prune_weights(kernels[0], sparsity), *kernels[1:]]
-
-    def doubled(network, images, targets):
-        return network._replace(output=2 * network.output)
-
-    monkeypatch.setitem(METHODS, "first_layer", first_layer)
-    monkeypatch.setitem(REPAIRS, "doubled", doubled)
-    rows = run(methods=["first_layer"], sparsities=[0.5])
-    assert [key for key in rows if key[0] != "dense"] == [
-        ("first_layer", 0.5, repair) for repair in REPAIRS
-    ]
-    assert rows["first_layer", 0.5, "doubled"]["live_fraction"] < 1
-
-
 @pytest.mark.parametrize("which", ["kernels", "inputs", "network", "targets"])
 def test_a_method_or_a_repair_cannot_change_what_others_get(run, monkeypatch, which):
     def method(kernels, inputs, sparsity, rng):
@@ -120,18 +93,6 @@ def test_refit_gives_digits_back_where_pruning_has_collapsed(run):
         assert refitted["test_accuracy"] > pruned["test_accuracy"] + 0.1
 
 
-# ----------------------------------------------------------------------------------- measurement
-
-
-@pytest.mark.parametrize(("sparsity", "share"), [(0, 1), (0.5, 0.332), (0.8, 0.093), (0.9, 0.040)])
-def test_of_a_neuron_pruned_network_fewer_weights_are_live_than_kept(sparsity, share):
-    sizes = [784, *parse_options([]).hidden_units, 10]
-    *hidden, output = draw_kernels(sizes, np.random.default_rng(0))
-    *live, _ = compact([*pruned_by("neuron", hidden, sparsity), output])
-    weights = [sum(kernel.size for kernel in kernels) for kernels in (live, hidden)]
-    assert round(weights[0] / weights[1], 3) == share
-
-
 def test_live_weights_and_accuracy_of_a_hand_worked_network(run, monkeypatch):
     first = np.array([[1, 0, 2], [0, 0, 3]], np.float32)
     second = np.array([[1, 0], [4, 0], [5, 0]], np.float32)
@@ -147,18 +108,6 @@ def test_live_weights_and_accuracy_of_a_hand_worked_network(run, monkeypatch):
     assert row["layer_sizes"] == "2-2-1-2"
     assert row["live_fraction"] == pytest.approx(5 / 12)
     assert row["test_accuracy"] == 0.75  # as the bias says
-
-
-def test_each_repair_is_measured_as_the_network_that_it_gives(run, tmp_path):
-    """Also where repairs share their hidden layers, and so their pass over the test set."""
-    rows = run(retrain_epochs=1, save_models=True)
-    data = toy_data()
-    for repair in (*REPAIRS, "retrain"):
-        path = tmp_path / "networks" / f"toy-seed0-neuron-0.5-{repair}.keras"
-        model = network_pruning.keras.models.load_model(path)
-        loss, _ = model.evaluate(data.test_images, data.test_labels, verbose=0)
-        assert rows["neuron", 0.5, repair]["test_loss"] == pytest.approx(loss, rel=1e-4)
-        assert repair != "no_bias" or not model.get_weights()[-1].any()
 
 
 def test_the_speed_up_is_that_over_the_first_network_by_the_best_of_all_rounds(monkeypatch):

@@ -7,17 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from network_pruning import (
-    METHODS,
-    compact,
-    gradual_scaled,
-    live_units,
-    prune_neurons,
-    prune_weights,
-    refit,
-    refit_layers,
-    scaled_weight,
-)
+import network_pruning
+from network_pruning import METHODS, compact, prune_neurons, prune_weights, refit, scaled_weight
 
 KERNEL = np.array(
     [
@@ -41,14 +32,12 @@ SIZES = st.lists(st.integers(1, 12), min_size=3, max_size=6)
 SPARSITIES = st.one_of(st.floats(0, 1), st.sampled_from([0, 0.25, 0.29, 0.5, 0.57, 0.9, 0.99, 1]))
 
 
-def test_weight_pruning_removes_the_smallest_magnitudes():
-    expected = [[0, -5, 3, 0], [0, 4, 0, 2]]
-    np.testing.assert_array_equal(prune_weights(KERNEL, 0.5), expected)
-
-
-def test_neuron_pruning_removes_the_columns_of_smallest_norm():
-    expected = np.array([[0, -5, 3, 0], [0, 4, 0.3, 0]], np.float32)
-    np.testing.assert_array_equal(prune_neurons(KERNEL, 0.5), expected)
+def test_the_smallest_magnitudes_or_the_columns_of_smallest_l2_norm_go():
+    np.testing.assert_array_equal(prune_weights(KERNEL, 0.5), [[0, -5, 3, 0], [0, 4, 0, 2]])
+    neurons = np.array([[0, -5, 3, 0], [0, 4, 0.3, 0]], np.float32)
+    np.testing.assert_array_equal(prune_neurons(KERNEL, 0.5), neurons)
+    kernel = np.array([[3.0, 2], [0, 2]])  # L2 norms 3 and 2.8, L1 norms 3 and 4
+    np.testing.assert_array_equal(prune_neurons(kernel, 0.5), [[3, 0], [0, 0]])
 
 
 def test_of_equal_weights_or_neurons_the_first_go_first():
@@ -65,18 +54,6 @@ def test_exactly_the_requested_weights_go_and_the_kept_ones_are_no_smaller(kerne
     assert np.count_nonzero(kernel) - kept.size == np.count_nonzero(gone)
     assert kept.size == 0 or gone.size == 0 or np.abs(kept).min() >= gone.max()
     np.testing.assert_array_equal(kept, pruned[pruned != 0])
-
-
-@given(KERNELS, SPARSITIES)
-def test_exactly_the_requested_neurons_go_whole_and_the_kept_ones_are_no_smaller(kernel, sparsity):
-    norms = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]).astype(np.float64), axis=0)
-    pruned = prune_neurons(kernel, sparsity)
-    changed = (kernel != pruned).reshape(-1, kernel.shape[-1]).any(axis=0)
-    gone = np.sort(norms)[: round(sparsity * norms.size)]
-    assert np.count_nonzero(changed) == np.count_nonzero(gone)
-    assert not pruned[..., changed].any()
-    if gone.size and not changed.all():
-        assert norms[~changed & (norms > 0)].min(initial=np.inf) >= gone.max()
 
 
 @pytest.mark.parametrize("prune", [prune_weights, prune_neurons])
@@ -100,33 +77,19 @@ def test_what_is_no_fraction_is_refused_and_so_is_nan(prune):
         prune(np.array([[1.0, np.nan]]), 0.5)
 
 
-# ---------------------------------------------------------------------------------------- methods
-
 LAYER_BY_LAYER = ("weight", "neuron", "scaled_weight", "random_weight", "random_neuron")
-
-
-def removed_by(method, kernel, sparsity):
-    """Where a method removes weights from a single kernel without zeros."""
-    kernel = np.where(kernel == 0, np.float32(1), kernel).reshape(-1, kernel.shape[-1])
-    return pruned_by(method, [kernel], sparsity)[0] == 0
 
 
 @pytest.mark.parametrize("method", LAYER_BY_LAYER)
 @given(kernel=KERNELS, levels=st.lists(SPARSITIES, min_size=2, max_size=2))
 def test_the_exact_number_goes_and_at_a_higher_sparsity_a_superset(method, kernel, levels):
-    lower, higher = (removed_by(method, kernel, level) for level in sorted(levels))
+    kernel = np.where(kernel == 0, np.float32(1), kernel).reshape(-1, kernel.shape[-1])
+    lower, higher = (pruned_by(method, [kernel], level)[0] == 0 for level in sorted(levels))
     assert not (lower & ~higher).any()
     if method.endswith("neuron"):
         assert (higher.any(axis=0) == higher.all(axis=0)).all()
         higher = higher[0]
     assert higher.sum() == round(max(levels) * higher.size)
-
-
-def test_the_random_baselines_do_not_look_at_the_weights():
-    small_first = np.arange(1, 1001, dtype=np.float32).reshape(1, 1000)
-    for method in ("random_weight", "random_neuron"):
-        removed = small_first[removed_by(method, small_first, 0.5)]
-        assert 450 < removed.mean() < 550  # the smallest half would average 250
 
 
 def test_global_pruning_removes_the_smallest_weights_of_all_layers():
@@ -164,17 +127,16 @@ def test_gradual_pruning_refits_after_each_step_and_removes_a_superset():
     targets = [received @ kernel for received, kernel in zip(inputs, kernels)]
     # two steps by hand: the first and the second of SPARSITIES
     first = scaled_weight(kernels, inputs, 0.25, None)
-    fitted = refit_layers(first, images, targets)
+    fitted = network_pruning.refit_layers(first, images, targets)
     second = scaled_weight(fitted, [images, np.maximum(images @ fitted[0], 0)], 0.5, None)
-    third = gradual_scaled(kernels, inputs, 0.55, None)
+    third = network_pruning.gradual_scaled(kernels, inputs, 0.55, None)
     for layer in range(2):
-        once, twice = (gradual_scaled(kernels, inputs, s, None)[layer] for s in (0.25, 0.5))
+        once, twice = (
+            network_pruning.gradual_scaled(kernels, inputs, s, None)[layer] for s in (0.25, 0.5)
+        )
         np.testing.assert_array_equal(once, first[layer])
         np.testing.assert_allclose(twice, second[layer], atol=1e-4)
         assert not third[layer][twice == 0].any()
-
-
-# ------------------------------------------------------------------------------------ compaction
 
 
 def outputs(kernels, inputs):
@@ -190,7 +152,11 @@ def test_a_unit_without_inputs_or_without_outputs_is_deleted():
     small = compact([first, second])
     np.testing.assert_array_equal(small[0], [[1, 3], [4, 6]])
     np.testing.assert_array_equal(small[1], [[1, 2], [5, 6]])
-    assert [units.tolist() for units in live_units([first, second])] == [[0, 1], [0, 3], [0, 1]]
+    assert [units.tolist() for units in network_pruning.live_units([first, second])] == [
+        [0, 1],
+        [0, 3],
+        [0, 1],
+    ]
 
 
 def test_where_no_path_is_left_every_layer_keeps_a_unit_without_weights():
@@ -216,8 +182,6 @@ def test_compacted_networks_compute_the_same_and_are_minimal(method, sizes, spar
     tolerance = 1e-5 * (1 + np.abs(expected).max())  # rounding of float32
     np.testing.assert_allclose(outputs(small, inputs), expected, rtol=1e-4, atol=tolerance)
 
-
-# ----------------------------------------------------------------------------------------- refit
 
 RIDGE = 0.01
 
@@ -261,15 +225,6 @@ def test_refit_changes_neither_what_computes_its_targets_nor_weights_on_inputs_a
     assert (result != kernel).sum() == kernel.size - kernel.shape[1]
 
 
-def test_refit_of_float32_is_float32_and_reads_unsigned_bytes():
-    kernel, inputs, targets = layer()
-    pixels = np.round(100 * inputs).astype(np.uint8)
-    result = refit(kernel.astype(np.float32), pixels, targets.astype(np.float32), steps=40)
-    assert result.dtype == np.float32
-    expected = refit(kernel, pixels, targets, steps=40)
-    np.testing.assert_allclose(result, expected, rtol=1e-2, atol=1e-4)
-
-
 @given(seed=st.integers(0, 999), ridge=st.sampled_from([1e-8, 0.01]), kind=st.sampled_from("fd"))
 def test_refit_gets_no_worse_however_many_steps_it_takes(seed, ridge, kind):
     """Also with fewer samples than inputs, inputs that are the same, and of other magnitudes."""
@@ -286,9 +241,8 @@ def test_refit_gets_no_worse_however_many_steps_it_takes(seed, ridge, kind):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("which", range(3))
-def test_refit_refuses_what_is_not_finite(which):
+def test_refit_refuses_what_is_not_finite():
     arguments = layer()
-    arguments[which][0, 0] = np.inf
+    arguments[2][0, 0] = np.inf
     with pytest.raises(ValueError, match="must be finite and of moderate size"):
         refit(*arguments)

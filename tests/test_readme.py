@@ -14,35 +14,24 @@ from network_pruning import KEY, SPARSITIES, TITLES, prune_weights
 README, DETAILS = (path.read_text() for path in tables.FILES)
 
 
-# --------------------------------------------------------------------------------------- results
-
-
 @pytest.mark.parametrize("name", tables.DATASETS)
-def test_the_published_results_are_complete(name):
+def test_every_published_seed_has_the_same_rows(name):
     rows = tables.RESULTS[name]
-    methods = [method for method in tables.METHODS if method != "scratch"]
-    pruned = [(m, s, repair) for m in methods for s in SPARSITIES for repair in REPAIRS]
-    dense = [("dense", 0, repair) for repair in REPAIRS]
-    scratch = [("scratch", sparsity, "retrain") for sparsity in SPARSITIES]
-    expected = sorted([*dense, *pruned, *scratch])
-    assert sorted(set(rows["seed"])) == list(range(10))
-    for _, of_seed in rows.groupby("seed"):
-        assert sorted(of_seed[KEY[2:]].itertuples(index=False, name=None)) == expected
+    assert list(rows["seed"].unique()) == list(range(10))
     assert rows["device"].nunique() == rows["versions"].nunique() == 1
+    methods = {*tables.METHODS, "dense"}
+    assert set(rows["method"]) == methods and set(rows["repair"]) == set(REPAIRS)
+    assert not rows.duplicated(KEY).any()
+    assert (rows.groupby(KEY[2:])["seed"].nunique() == 10).all()
+    assert len(rows) == 10 * 5 * (1 + 9 * 7) + 10 * 9  # from scratch, only retrained
 
 
 @pytest.mark.parametrize("name", tables.DATASETS)
-def test_the_controls_are_complete(name):
-    rows = CONTROLS[CONTROLS["dataset"] == name].drop(
-        columns=["dataset", "live_fraction", "test_accuracy"]
-    )
-    expected = CONTROLS[CONTROLS["dataset"] == "mnist"]
-    if name not in TITLES:  # digits have no repairs of their own
-        expected = expected[~expected["method"].isin(tables.METHODS) & (expected["images"] == 1000)]
-    of_seeds = {seed: set(map(tuple, of.values[:, 1:])) for seed, of in rows.groupby("seed")}
-    keys = set(map(tuple, expected[rows.columns[1:]].values))
-    assert of_seeds == dict.fromkeys(range(10), keys)
-    assert len(rows) == 10 * len(keys)
+def test_every_seed_of_the_controls_has_the_same_rows(name):
+    rows = CONTROLS[CONTROLS["dataset"] == name]
+    key = ["method", "sparsity", "control", "images", "epochs"]
+    assert not rows.duplicated(["seed", *key]).any()
+    assert (rows.groupby(key)["seed"].nunique() == 10).all()
 
 
 def test_the_controls_start_from_the_networks_of_the_published_results():
@@ -61,22 +50,12 @@ def test_an_interval_is_the_paired_one_of_student():
     assert gain(worse, better) == "\u22121.0 [\u22123.5, 1.5]"
 
 
-@pytest.mark.parametrize(
-    ("points", "expected"),
-    [
-        ((0.1, 0.2, 0.3), "equivalent"),  # ahead for sure, but by less than the margin
-        ((2.1, 2.2, 2.3), "first"),
-        ((-2.1, -2.2, -2.3), "second"),
-        ((-2, 1, 3), "undecided"),
-    ],
-)
-def test_a_verdict_is_reached_by_the_intervals(points, expected):
+def test_a_verdict_is_reached_by_the_intervals():
     second = pandas.Series([0.9, 0.8, 0.7])
-    first = second + pandas.Series(points) / 100
-    assert verdict(first, second, ("first", "second")) == expected
-
-
-# ---------------------------------------------------------------------------------------- tables
+    equal, first, worse, wide = (0.1, 0.2, 0.3), (2.1, 2.2, 2.3), (-2.1, -2.2, -2.3), (-2, 1, 3)
+    # a sure lead of less than the margin is none
+    for points, said in ((equal, "equivalent"), (first, "1"), (worse, "2"), (wide, "undecided")):
+        assert verdict(second + pandas.Series(points) / 100, second, ("1", "2")) == said
 
 
 @pytest.mark.parametrize("text", [README, DETAILS], ids=["front", "details"])
@@ -89,22 +68,16 @@ def test_every_table_is_generated_and_shown_once():
     assert sorted(shown) == sorted(tables.TABLES)
 
 
-# ----------------------------------------------------------------------------------------- prose
-
-
 def gap(better, worse):
-    """Mean paired difference with its 95 % interval, as the prose has it."""
     mean, _, rest = gain(better, worse).partition(" ")
     return f"{mean} points {rest}"
 
 
 def versus(name, sparsity, better, worse):
-    """How far one method with a repair is ahead of another, of any that were measured."""
     return gap(reached(name, better, sparsity), reached(name, worse, sparsity))
 
 
 def both(*what):
-    """The same on MNIST and on Fashion-MNIST."""
     return [versus(name, *what) for name in TITLES]
 
 
@@ -139,12 +112,8 @@ def fastest(name, repair, method):
 COLLAPSED = values("mnist", "weight", 0.95)
 # Every number of the prose that comes from the CSV files, in the order in which it appears.
 EXPECTED = [
-    accuracy("mnist", "dense"),
-    accuracy("mnist", "weight", 0.8),
-    accuracy("mnist", "weight", 0.95),
-    accuracy("fashion_mnist", "dense"),
-    accuracy("fashion_mnist", "weight", 0.6),
-    accuracy("fashion_mnist", "weight", 0.95),
+    *(accuracy("mnist", *key) for key in (["dense"], ["weight", 0.8], ["weight", 0.95])),
+    *(accuracy("fashion_mnist", *key) for key in (["dense"], ["weight", 0.6], ["weight", 0.95])),
     *(accuracy(name, "weight", 0.95, "refit") for name in TITLES),
     *(accuracy(name, "weight", 0.95, "retrain") for name in TITLES),
     accuracy("mnist", "neuron", 0.8),
@@ -201,7 +170,6 @@ NUMBER = r"(?<![\d.])\d\.\d{3}(?!\d)|−?\d+\.\d points \[[^]]*\]|\d+\.\d times|
 
 
 def prose(text):
-    """A text without tables, code and what is folded."""
     for block in (r"```.*?```", r"<details>.*?</details>", r"^ *\|.*?$"):
         text = re.sub(block, "", text, flags=re.DOTALL | re.MULTILINE)
     return " ".join(text.split())
@@ -220,34 +188,26 @@ def test_every_figure_that_the_pages_show_is_there():
             assert (path.parent / name).is_file()
 
 
-@pytest.mark.parametrize("name", TITLES)
-def test_matched_weights_and_neurons_are_equivalent_as_the_readme_says(name):
-    def state(sparsity, repair):
-        pair = (values(name, m, sparsity, repair) for m in ("matched_weight", "neuron"))
-        return verdict(*pair, ("weights", "neurons"))
-
-    levels = [sparsity for sparsity in SPARSITIES if sparsity <= 0.8]
-    assert {state(sparsity, "refit") for sparsity in levels} == {"equivalent"}
-    retrained = {state(sparsity, "retrain") for sparsity in levels}
-    assert (retrained == {"equivalent"}) == (name == "mnist")
+@pytest.mark.parametrize(
+    ("name", "first", "second", "repair"),
+    [
+        *((name, "matched_weight", "neuron", "refit") for name in TITLES),
+        ("mnist", "matched_weight", "neuron", "retrain"),
+        *((name, "neuron", "scratch", "retrain") for name in TITLES),
+    ],
+)
+def test_two_are_equivalent_up_to_08_as_the_page_says(name, first, second, repair):
+    for sparsity in SPARSITIES[:5]:
+        pair = (values(name, method, sparsity, repair) for method in (first, second))
+        assert verdict(*pair, (first, second)) == "equivalent"
 
 
 @pytest.mark.parametrize("name", TITLES)
 def test_the_number_of_weights_explains_more_of_the_gap_as_it_grows(name):
-    def left(sparsity):
+    for sparsity, low, high in ((0.6, 0.5, 1), (0.8, 0, 1 / 3)):
         methods = ("weight", "matched_weight", "neuron")
         weight, matched, neuron = (values(name, m, sparsity).mean() for m in methods)
-        return (matched - neuron) / (weight - neuron)
-
-    assert left(0.6) > 0.5
-    assert left(0.8) < 1 / 3
-
-
-def test_scratch_and_retrained_neurons_hardly_differ_up_to_08():
-    for name in TITLES:
-        for sparsity in (level for level in SPARSITIES if level <= 0.8):
-            pair = [values(name, method, sparsity, "retrain") for method in ("neuron", "scratch")]
-            assert verdict(*pair, ("neurons", "scratch")) == "equivalent"
+        assert low < (matched - neuron) / (weight - neuron) < high
 
 
 @pytest.mark.parametrize("name", TITLES)
@@ -282,9 +242,6 @@ def test_the_run_of_the_original_is_above_all_seeds_in_seven_cells():
     assert sum(float(tables.once(*cell)) > values(*cell).max() for cell in cells) == 7
 
 
-# ------------------------------------------------------------------------------------------ code
-
-
 def test_the_method_of_ones_own_works_as_shown():
     [code] = re.findall(r"```python\n(def first_layer.*?)```", README, re.DOTALL)
     names = {**vars(network_pruning), "METHODS": {}}
@@ -303,7 +260,6 @@ def test_the_layer_of_ones_own_is_pruned_as_shown():
     [code] = re.findall(r"```python\n(from network_pruning import.*?)```", README, re.DOTALL)
     layer = network_pruning.keras.layers.Dense(10)
     layer.build([None, 20])
-    before = layer.get_weights()
+    expected = prune_weights(layer.get_weights()[0], 0.9)
     exec(code, {"layer": layer})
-    np.testing.assert_array_equal(layer.get_weights()[0], prune_weights(before[0], 0.9))
-    assert np.count_nonzero(layer.get_weights()[0]) == 20
+    np.testing.assert_array_equal(layer.get_weights()[0], expected)

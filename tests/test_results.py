@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
-from conftest import CLEAN, KEY, SCRIPT, TINY, assert_one_line, files_in, results
+from conftest import CLEAN, KEY, SCRIPT, TINY, assert_one_line, results
 
 import network_pruning
 from network_pruning import METHODS, REPAIRS, SPARSITIES, keras, load_dataset, replacing
@@ -43,25 +43,17 @@ def test_the_default_command_falls_back_to_digits_and_shows_what_pruning_does(
 ):
     # Keras cannot write its folder
     done = run_command("--hidden-units", 200, 100, KERAS_HOME="/dev/null/keras")
-    assert done.returncode == 0
-    assert "Using scikit-learn's digits instead" in done.stderr
-    names = [re.sub("-[0-9a-f]{8}", "", name) for name in files_in(tmp_path / "plots")]
-    assert names == sorted(
+    assert done.returncode == 0 and "Using scikit-learn's digits instead" in done.stderr
+    paths = [str(path.relative_to(tmp_path / "plots")) for path in tmp_path.glob("plots/**/*.*")]
+    assert sorted(re.sub("-[0-9a-f]{8}", "", path) for path in paths) == sorted(
         ["digits.csv", *(f"digits-{kind}.png" for kind in network_pruning.FIGURES)]
         + [f"runs/digits-seed{seed}.csv" for seed in range(3)]
         + [f"networks/digits-seed{seed}.keras" for seed in range(3)]
     )
     rows = results(tmp_path / "plots")
-    methods = network_pruning.parse_options([]).methods
-    networks = [("dense", 0), *((method, s) for method in methods for s in SPARSITIES)]
-    assert list(rows[KEY].itertuples(index=False, name=None)) == [
-        (seed, *network, repair) for seed in range(3) for network in networks for repair in REPAIRS
-    ]
-    recipe = rows[["hidden_units", "epochs", "batch_size", "learning_rate"]].drop_duplicates()
-    assert recipe.to_numpy().tolist() == [["[200, 100]", 10, 128, 0.001]]
+    assert len(rows) == 3 * len(REPAIRS) * (1 + 5 * len(SPARSITIES))
     assert rows["layer_sizes"][0] == "64-200-100-10" and rows["speedup"][0] == 1
     assert rows["majority_accuracy"].unique() == [0.102778]  # 37 of the 360 test images
-
     mean = rows.groupby(["method", "sparsity", "repair"])["test_accuracy"].mean()
     # ten single seeds: at least 0.87; at most 0.042 below it; at least 0.17 ahead
     assert mean["dense", 0, "none"] > 0.8
@@ -71,30 +63,22 @@ def test_the_default_command_falls_back_to_digits_and_shows_what_pruning_does(
 
     # without a terminal, these lines and the tables are all that the script prints
     lines = [line for line in done.stdout.splitlines() if not line.startswith("Downloading")]
-    for number in range(3):
-        line = rf"digits, seed {number}: dense accuracy 0\.\d{{4}}, \d+ s on the \w.*"
-        assert re.fullmatch(line, lines[number])
-    for repair in ("none", "refit"):
-        assert f" {mean['weight', 0.9, repair]:.3f} " in done.stdout
+    assert re.fullmatch(r"digits, seed 2: dense accuracy 0\.\d{4}, \d+ s on the \w.*", lines[2])
+    assert f" {mean['weight', 0.9, 'refit']:.3f} " in done.stdout
     assert max(map(len, lines)) <= 80
     assert lines[-1] == "saved in plots/digits.csv, drawn in plots/digits-*.png"
-
-
-# ------------------------------------------------------------------------------------ used again
 
 
 def test_the_same_command_again_does_only_what_is_left(run_main, trainings, tmp_path):
     assert run_main(*SHORT, "--seeds", 0, 1).returncode == 0
     assert trainings == [1, 1]
-    before = results(tmp_path / "plots")
+    before = results()
     [path] = (tmp_path / "plots" / "runs").glob("digits-seed1-*.csv")
     path.unlink()
     done = run_main(*SHORT, "--seeds", 0, 1)
     assert "digits, seed 0: done before; to repeat it, remove plots/runs/digits-s" in done.stdout
     assert "digits, seed 1: dense accuracy" in done.stdout
-    pandas.testing.assert_frame_equal(
-        without_times(before), without_times(results(tmp_path / "plots"))
-    )
+    pandas.testing.assert_frame_equal(without_times(before), without_times(results()))
     assert trainings == [1, 1]  # a network is trained once for each folder
 
 
@@ -107,37 +91,55 @@ def test_other_methods_levels_and_retraining_need_no_new_dense_network(run_main,
     assert trainings == [1, 2, 2, 3]  # dense, pruned, and small from scratch
 
 
-def test_what_an_edited_script_or_method_made_is_measured_anew(run_main, trainings, monkeypatch):
-    def one(kernels, inputs, sparsity, rng):
-        return [0.5 * kernel for kernel in kernels]
+def all_left(kernels, inputs, sparsity, rng):
+    return kernels
 
-    def other(kernels, inputs, sparsity, rng):
-        return [0 * kernel for kernel in kernels]
 
-    for method, share in ((one, 1), (other, 0)):
+def none_left(kernels, inputs, sparsity, rng):
+    return [0 * kernel for kernel in kernels]
+
+
+def test_what_an_edited_script_made_is_measured_anew_and_an_undone_edit_counts(
+    run_main, trainings, monkeypatch
+):
+    monkeypatch.setattr(network_pruning, "SHIPPED", {all_left, none_left, *network_pruning.SHIPPED})
+    for version, method, more, share in (
+        ("first", all_left, ["neuron"], 1),
+        ("edited", none_left, [], 0),
+        ("first", all_left, ["neuron"], 1),
+    ):
+        monkeypatch.setattr(network_pruning, "SCRIPT", version)
         monkeypatch.setitem(METHODS, "own", method)
-        run_main(*SHORT, "--methods", "own")
-        assert results(Path("plots"))["live_fraction"].iloc[-1] == share
-    assert "done before" in run_main(*SHORT, "--methods", "own").stdout
-    monkeypatch.setattr(network_pruning, "SCRIPT", b"edited")
-    assert "dense accuracy" in run_main(*SHORT, "--methods", "own").stdout
+        done = run_main(*SHORT, "--methods", "own", *more)
+        rows = results().set_index("method")
+        assert set(rows.loc["own", "live_fraction"]) == {share}
+    assert "done before" in done.stdout
     assert trainings == [1]
 
 
-def test_networks_are_keras_models_and_are_saved_after_the_same_command_without_it(run_main):
+def test_methods_and_repairs_of_another_file_are_always_measured_anew(run_main, monkeypatch):
+    monkeypatch.setitem(METHODS, "own", all_left)
+    for _ in range(2):
+        assert "done before" not in run_main(*SHORT, "--methods", "own").stdout
+    monkeypatch.setitem(REPAIRS, "own", lambda network, images, targets: network)
+    for _ in range(2):
+        assert "done before" not in run_main(*SHORT).stdout
+
+
+def test_networks_are_keras_models_that_measure_as_the_csv_says(run_main):
+    """Also those saved by the same command that did not save them before."""
     for save in ([], ["--save-models"]):
-        assert run_main(*SHORT, *save).returncode == 0
+        assert run_main(*SHORT, "--retrain-epochs", 1, *save).returncode == 0
+    rows = results().set_index(KEY)
     digits = load_dataset("digits")
-    rows = results(Path("plots")).set_index(KEY)["test_accuracy"]
-    for key, name in (("dense", 0, "none"), "????????"), (("neuron", 0.5, "refit"), "*-refit"):
+    names = {("neuron", 0.5, repair): f"neuron-0.5-{repair}" for repair in (*REPAIRS, "retrain")}
+    for key, name in {("dense", 0, "none"): "????????", **names}.items():
         [path] = Path("plots/networks").glob(f"digits-seed0-{name}.keras")
-        _, accuracy = keras.models.load_model(path).evaluate(
-            digits.test_images, digits.test_labels, verbose=0
-        )
-        assert accuracy == pytest.approx(rows.loc[(0, *key)], abs=1e-6)
-
-
-# ----------------------------------------------------------------------------- jobs in one folder
+        model = keras.models.load_model(path)
+        measured = model.evaluate(digits.test_images, digits.test_labels, verbose=0)
+        expected = rows.loc[(0, *key), ["test_loss", "test_accuracy"]].tolist()
+        assert measured == pytest.approx(expected, rel=1e-4)
+        assert name != "neuron-0.5-no_bias" or not model.get_weights()[-1].any()
 
 
 def test_jobs_of_seeds_methods_levels_and_retraining_add_to_one_another(run_main, tmp_path):
@@ -188,7 +190,7 @@ def test_another_recipe_is_refused_before_training(run_main, trainings):
         assert_one_line(done, f"digits: {column} is {before} in plots/runs/digits-seed0-")
         assert " in this command; pass another --output-dir, or move one of" in done.stderr
     assert trainings == []
-    assert set(results(Path("plots"))["seed"]) == {0, 1}
+    assert set(results()["seed"]) == {0, 1}
 
 
 @pytest.mark.parametrize("what", ["data", "training_code"])
@@ -209,22 +211,20 @@ def test_networks_of_other_images_or_other_code_are_neither_used_nor_mixed(
     assert trainings == [1, 1]
 
 
-@pytest.mark.parametrize("column", ["dense_loss", "epochs"])
-def test_files_that_disagree_are_not_mixed(run_main, tmp_path, column):
-    """As from another kind of machine, where the same seed gives another network."""
+def test_networks_of_another_machine_are_not_mixed(run_main, tmp_path):
+    """On another kind of processor, the same seed gives another network."""
     assert run_main(*SHORT).returncode == 0
     [path] = (tmp_path / "plots" / "runs").iterdir()
     rows = pandas.read_csv(path)
-    rows.assign(**{column: 3}).to_csv(path.with_name("elsewhere.csv"), index=False)
-    before = (tmp_path / "plots" / "digits.csv").read_bytes()
+    rows.assign(dense_loss=3).to_csv(path.with_name("elsewhere.csv"), index=False)
     done = run_main("--draw")
-    assert_one_line(done, f": {column} is ")
-    assert f" in {path.relative_to(tmp_path)}, but 3" in done.stderr
-    assert " in plots/runs/elsewhere.csv; pass another --output-dir, or " in done.stderr
-    assert (tmp_path / "plots" / "digits.csv").read_bytes() == before
+    assert_one_line(done, "digits, 0: dense_loss is ")
+    assert f" in {path.relative_to(tmp_path)}, but 3.0 in plots/runs/elsewhere.csv" in done.stderr
 
 
-def test_a_file_that_is_no_result_is_named(run_main, tmp_path):
+def test_a_file_that_is_no_result_or_no_folder_is_named(run_main, tmp_path):
+    done = run_main(*SHORT, "--output-dir", "/dev/null/plots")
+    assert_one_line(done, "error: [Errno 20] Not a directory: '/dev/null/plots")
     assert_one_line(run_main("--draw"), "error: plots/runs has no results")
     (tmp_path / "plots" / "runs").mkdir(parents=True)
     for content in (b"", b"a,b\n1,2\n", b"\0\5\x16\7\0\2\0\0Mac OS X\xff"):
@@ -234,26 +234,15 @@ def test_a_file_that_is_no_result_is_named(run_main, tmp_path):
         assert done.stderr.endswith("; move it away\n")
 
 
-# ---------------------------------------------------------------------------------------- writing
-
-
 def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
     path = tmp_path / "new" / "numbers.csv"
-    for text in ("old", "new"):
-        with replacing(path) as partial:
-            partial.write_text(text)
-            assert not path.exists() or path.read_text() == "old"
-    assert path.read_text() == "new"
+    with replacing(path) as partial:
+        partial.write_text("whole")
+        assert not path.exists()
     with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
-        partial.write_text("ne")
+        partial.write_text("cut o")
         raise KeyboardInterrupt
-    assert path.read_text() == "new"
-
-
-def test_an_output_folder_that_cannot_be_made_is_refused_before_training(run_main, trainings):
-    done = run_main(*SHORT, "--output-dir", "/dev/null/plots")
-    assert_one_line(done, "error: [Errno 20] Not a directory: '/dev/null/plots")
-    assert trainings == []
+    assert path.read_text() == "whole"
 
 
 def test_an_interrupted_command_ends_at_once_and_goes_on_when_run_again(tmp_path):
