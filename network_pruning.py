@@ -43,6 +43,9 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+# read before the imports, which take seconds: a later edit is not of the code that runs
+SCRIPT = Path(__file__).read_text(encoding="utf-8")
+
 # TensorFlow and Keras read these as they are imported
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # only fatal messages
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # the fastest products on every CPU
@@ -466,9 +469,9 @@ def prune_and_repair(trained, dataset, seed, options):
         if method != "dense":
             rng = rng_for(seed, f"prune {method}")
             hidden = METHODS[method](trained.hidden, inputs[:-1], sparsity, rng)
-        kernels = [*hidden, trained.output]
+        kernels = [np.asarray(kernel, np.float32) for kernel in (*hidden, trained.output)]
         pruned = network_of([*compact(kernels), trained.bias])
-        targets = [output[:, live] for output, live in zip(outputs, live_units(kernels)[1:])]
+        targets = tuple(output[:, live] for output, live in zip(outputs, live_units(kernels)[1:]))
         make_read_only([*pruned.kernels, *targets])
         for repair, function in REPAIRS.items():
             yield method, sparsity, repair, function(pruned, images, targets)
@@ -519,6 +522,7 @@ def measure_speed(layer_sizes, images, rounds=3):
 def run_seed(dataset, seed, options):
     """Run the experiment with a seed on a data set; return a row for each network."""
     trained = dense_network(dataset, seed, options)
+    checksum = fingerprint(*map(zlib.crc32, [*trained.kernels, trained.bias]))
     weights = sum(kernel.size for kernel in trained.hidden)  # the output layer is never pruned
     rows = []
     hidden = None
@@ -538,6 +542,7 @@ def run_seed(dataset, seed, options):
                 "test_loss": loss,
                 "live_fraction": sum(map(np.count_nonzero, hidden)) / weights,
                 "layer_sizes": network.sizes,
+                "dense_network": checksum,
             }
         )
         if options.save_models and method == "neuron":
@@ -643,6 +648,7 @@ def read_idx(folder, part):
 KEY = ["dataset", "seed", "method", "sparsity", "repair"]  # of a row
 TRAINING = ["data", "training_code", "hidden_units", "epochs", "batch_size", "learning_rate"]
 RECIPE = [*TRAINING, "refit_images", "retrain_epochs"]  # the same for a data set in a folder
+TEXT = ["dataset", *RECIPE, "dense_network", "script"]  # columns that are compared as text
 
 
 def fingerprint(*values):
@@ -650,12 +656,8 @@ def fingerprint(*values):
     return f"{zlib.crc32(repr(values).encode()):08x}"
 
 
-# read as the process starts: a later edit of the file is no edit of the code that runs
-SCRIPT = fingerprint(Path(__file__).read_bytes())
-TRAINING_CODE = fingerprint(
-    *map(inspect.getsource, (load_dataset, rng_for, train_dense, new_network, train)),
-    *map(inspect.getsource, (layer_inputs, logits)),
-)
+SECTION = SCRIPT.partition("- network and training\n")[2].partition("- pruning\n")[0]
+TRAINING_CODE = fingerprint(SECTION, *map(inspect.getsource, (load_dataset, rng_for, train_dense)))
 SHIPPED = {*METHODS.values(), *REPAIRS.values()}
 
 
@@ -702,8 +704,8 @@ def read_runs(folder):
     tables = []
     for path in sorted(folder.glob("runs/[!.]*.csv"), key=os.path.getmtime):
         try:
-            table = pd.read_csv(path, dtype=dict.fromkeys(["dataset", *RECIPE, "script"], str))
-            if not {*KEY, *RECIPE, "dense_loss", "script"} <= set(table):
+            table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str))
+            if not {*KEY, *TEXT} <= set(table):
                 raise ValueError("it lacks columns")
         except ValueError as error:  # pandas' are such, too
             raise UserError(f"{path} is no result of this script: {error}; move it away") from error
@@ -715,8 +717,8 @@ def check(rows):
     """Raise UserError unless a data set has one recipe and each of its seeds one dense network."""
     # a run without retraining fits all
     known = rows.assign(retrain_epochs=rows["retrain_epochs"].replace("0", np.nan))
-    for column in [*RECIPE, "dense_loss"]:
-        group = ["dataset", "seed"] if column == "dense_loss" else ["dataset"]
+    for column in [*RECIPE, "dense_network"]:
+        group = ["dataset", "seed"] if column == "dense_network" else ["dataset"]
         for names, part in known.groupby(group):
             values = part.dropna(subset=column).drop_duplicates(column)
             if len(values) > 1:
@@ -827,7 +829,7 @@ def draw_accuracy(figure, rows):
 def draw_repairs(figure, rows):
     """Draw accuracy after each repair against live weights: a panel for the first two methods."""
     figure.set_size_inches(7.2, 4.6)
-    methods = ordered(rows["method"])[:2]
+    methods = ordered(set(rows["method"]) - {"scratch"})[:2]
     axes = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
     for ax, method in zip(axes, methods):
         draw_panel(ax, rows[rows["method"].isin(["dense", method])], "repair", "live_fraction")
@@ -857,7 +859,7 @@ def draw_methods(figure, rows):
 
 
 FIGURES = {  # by the end of the file's name: the title, and the function that draws it
-    "accuracy": ("accuracy after one-shot pruning", draw_accuracy),
+    "accuracy": ("accuracy after pruning", draw_accuracy),
     "repairs": ("what each repair gives back", draw_repairs),
     "methods": ("what pruning breaks, and what repairs it", draw_methods),
 }
@@ -976,9 +978,10 @@ def run(options):
     planned = [{"dataset": dataset.name, **recipe_of(dataset, options)} for dataset in datasets]
     if before:  # refuse another recipe before any work
         check(pd.concat([*before, pd.DataFrame(planned).assign(file="this command")]))
+    script = fingerprint(SCRIPT)
     # what another file has added may have changed
     added = {*map(METHODS.get, options.methods), *REPAIRS.values()} - SHIPPED
-    done = {table["file"][0] for table in before if {*table["script"]} == {SCRIPT} and not added}
+    done = {table["file"][0] for table in before if {*table["script"]} == {script} and not added}
     for dataset, seed in progress([*itertools.product(datasets, options.seeds)], unit="seed"):
         recipe = recipe_of(dataset, options)
         command = fingerprint(options.methods, options.sparsities, recipe)
@@ -990,19 +993,17 @@ def run(options):
         began = time.monotonic()
         rows = run_seed(dataset, seed, options)
         table = pd.DataFrame(rows).assign(
-            dense_loss=round(rows[0]["test_loss"], 3),  # tells another network of the same seed
             majority_accuracy=np.bincount(dataset.test_labels).max() / len(dataset.test_labels),
             **recipe,
             device=device,
             versions=f"tensorflow {tf.__version__}, numpy {np.__version__}",
-            script=SCRIPT,
+            script=script,
         )
         with replacing(path) as partial:
             table.round(6).to_csv(partial, index=False)
-        accuracy = rows[0]["test_accuracy"]
+        accuracy = f"dense accuracy {rows[0]['test_accuracy']:.4f}"
         seconds = time.monotonic() - began
-        done_in = f"{seconds:.0f} s on the {device}"
-        tqdm.write(f"{dataset.name}, seed {seed}: dense accuracy {accuracy:.4f}, {done_in}")
+        tqdm.write(f"{dataset.name}, seed {seed}: {accuracy}, {seconds:.0f} s on the {device}")
 
 
 def report(name, rows, folder):

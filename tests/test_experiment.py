@@ -17,16 +17,9 @@ def run(tmp_path):
     """Run the experiment on a data set; return its rows by method, sparsity and repair."""
 
     def run(data=None, seed=0, **changes):
-        options = parse_options([])
-        vars(options).update(
-            output_dir=tmp_path,
-            hidden_units=[16, 8],
-            learning_rate=0.01,
-            refit_images=50,
-            methods=["weight", "neuron"],
-            sparsities=[0.5, 1.0],
-        )
-        vars(options).update(changes)
+        options = parse_options(["--output-dir", str(tmp_path), "--learning-rate", "0.01"])
+        few = {"methods": ["weight", "neuron"], "sparsities": [0.5, 1.0]}
+        vars(options).update({"hidden_units": [16, 8], "refit_images": 50, **few, **changes})
         table = pandas.DataFrame(network_pruning.run_seed(data or TOY, seed, options))
         assert not table[KEY].duplicated().any()
         return table.drop(columns="speedup").set_index(KEY).to_dict("index")

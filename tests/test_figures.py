@@ -60,14 +60,6 @@ def curve(ax, name):
     return line.get_xdata(), line.get_ydata()
 
 
-def labels(axis):
-    """Tick labels in view, in order of their values."""
-    low, high = sorted(axis.get_view_interval())
-    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-    shown = {tick.get_loc(): tick.label1.get_text() for tick in ticks if tick.label1.get_visible()}
-    return [text for place, text in sorted(shown.items()) if low <= place <= high and text]
-
-
 def test_the_tables_show_means_as_pruned_refit_and_retrained_and_the_files(capsys, tmp_path):
     some = make_rows(seeds=[0], methods=["own"])
     report("mnist", joined(make_rows(levels=[0.5]), make_rows(seeds=[2]), some), tmp_path)
@@ -98,7 +90,6 @@ def test_the_first_figure_shows_means_band_and_seeds_of_each_method_as_pruned():
     assert band[:, 1].max() == pytest.approx(0.5)
     assert band[:, 1].min() == pytest.approx(accuracy("weight", 0.99, 0))
     assert sum(line.get_linewidth() == 0.5 for line in whole.lines) == 3 * 3
-    assert labels(whole.xaxis) == ["0.99", "0.98", "0.95", "0.9", "0.8", "0.5", "0"]
 
 
 def test_every_method_is_drawn_after_each_repair_on_the_same_axes():
@@ -114,7 +105,6 @@ def test_every_method_is_drawn_after_each_repair_on_the_same_axes():
         assert drawn[title].get_ylim() == (0, 1.02)
         assert drawn[title].get_xlim() == drawn["as pruned"].get_xlim()
     np.testing.assert_allclose(curve(drawn["speed"], "neuron")[1], [1, 2, 4, 8])
-    assert labels(drawn["speed"].yaxis) == ["1x", "2x", "5x"]
     assert {*parse_options([]).methods, *STATES, "scratch"} <= set(STYLES)
 
 
@@ -135,11 +125,8 @@ def test_repairs_are_drawn_by_live_weights_every_network_within_the_axes():
 @pytest.mark.parametrize("levels", [(0.25, 0.3), (0.5, 0.9999, 1), (1,)])
 @pytest.mark.parametrize("draw", [ACCURACY, BY_REPAIR, BY_METHOD])
 @pytest.mark.parametrize("methods", [["weight"], ["own"], METHODS])
-def test_whatever_was_run_is_drawn_with_plain_numbers_on_its_axes(draw, methods, levels):
+def test_whatever_was_run_is_drawn_but_networks_of_which_nothing_is_left(draw, methods, levels):
     for ax in panels(draw, make_rows(levels=levels, methods=methods, repairs=REPAIRS)):
-        for axis in (ax.xaxis, ax.yaxis):
-            assert not any(sign in text for text in labels(axis) for sign in "\u00d7^$")
-        # where nothing is left alive, nothing is drawn
         marked = [line for line in ax.lines if line.get_marker() != "None"]
         assert all(line.get_xdata().min() > 0 for line in marked)
 

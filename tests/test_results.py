@@ -216,10 +216,10 @@ def test_networks_of_another_machine_are_not_mixed(run_main, tmp_path):
     assert run_main(*SHORT).returncode == 0
     [path] = (tmp_path / "plots" / "runs").iterdir()
     rows = pandas.read_csv(path)
-    rows.assign(dense_loss=3).to_csv(path.with_name("elsewhere.csv"), index=False)
+    rows.assign(dense_network="3").to_csv(path.with_name("elsewhere.csv"), index=False)
     done = run_main("--draw")
-    assert_one_line(done, "digits, 0: dense_loss is ")
-    assert f" in {path.relative_to(tmp_path)}, but 3.0 in plots/runs/elsewhere.csv" in done.stderr
+    assert_one_line(done, "digits, 0: dense_network is ")
+    assert f" in {path.relative_to(tmp_path)}, but 3 in plots/runs/elsewhere.csv" in done.stderr
 
 
 def test_a_file_that_is_no_result_or_no_folder_is_named(run_main, tmp_path):
