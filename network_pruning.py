@@ -456,9 +456,8 @@ def prune_and_repair(trained, dataset, seed, options):
     The dense network comes first, as method "dense" at sparsity 0. Methods and repairs get
     read-only arrays: one that changed them in place would change them for all that follow.
     """
-    count = min(options.refit_images, len(dataset.train_images))
-    chosen = rng_for(seed, "refit images").choice(len(dataset.train_images), count, replace=False)
-    images = tf.gather(dataset.train_images, chosen).numpy()
+    order = rng_for(seed, "refit images").permutation(len(dataset.train_images))
+    images = tf.gather(dataset.train_images, order[: options.refit_images]).numpy()
     # what each layer of the dense network receives and computes
     inputs = [np.asarray(received) for received in layer_inputs(trained.hidden, images)]
     outputs = [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, trained.kernels)]
@@ -656,6 +655,7 @@ def fingerprint(*values):
     return f"{zlib.crc32(repr(values).encode()):08x}"
 
 
+# what trains, and what no other file has added: to know what must be made anew
 SECTION = SCRIPT.partition("- network and training\n")[2].partition("- pruning\n")[0]
 TRAINING_CODE = fingerprint(SECTION, *map(inspect.getsource, (load_dataset, rng_for, train_dense)))
 SHIPPED = {*METHODS.values(), *REPAIRS.values()}
@@ -740,8 +740,7 @@ def collect(folder):
 
 
 # ------------------------------------------------------------------------------------ figures
-# Blue and orange differ for most kinds of colour vision, and in lightness when printed in grey; the
-# random baselines are thin.
+# Blue and orange differ for most kinds of colour vision, and in lightness when printed in grey.
 
 STYLES = {  # of methods and repairs, as for Axes.plot, in the order of the legends
     "weight": dict(label="weights, by magnitude", color="#00508f", marker="o"),

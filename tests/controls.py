@@ -137,9 +137,8 @@ def run_methods(dataset, seed, options, methods, images):
 
 def choose(dataset, count, seed, dense):
     """Choose training images; return what each layer of the dense network gets and computes."""
-    rng = project.rng_for(seed, "refit images")
-    chosen = rng.choice(len(dataset.train_images), count, replace=False)
-    images = tf.gather(dataset.train_images, chosen).numpy()
+    order = project.rng_for(seed, "refit images").permutation(len(dataset.train_images))
+    images = tf.gather(dataset.train_images, order[:count]).numpy()
     inputs = [np.asarray(received) for received in project.layer_inputs(dense.hidden, images)]
     return inputs, [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, dense.kernels)]
 
