@@ -747,7 +747,7 @@ STYLES = {  # of methods and repairs, as for Axes.plot, in the order of the lege
     "neuron": dict(label="neurons, by L2 norm", color="#e07b00", marker="s", ls="--"),
     "matched_weight": dict(label="weights, matched to neurons", color="#45a5e0", marker="^"),
     "scaled_weight": dict(label="weights, magnitude × input", color="#c03030", marker="P", ls="-."),
-    "gradual_scaled": dict(label="weights, in steps", color="#106060", marker="X"),
+    "gradual_scaled": dict(label="weights, refit in steps", color="#106060", marker="X"),
     "global_weight": dict(label="weights, ranked globally", color="#9040b0", marker="D"),
     "random_weight": dict(label="random weights", color="#707070", marker="o", ls=":", lw=1),
     "random_neuron": dict(label="random neurons", color="#a0a0a0", marker="s", ls=":", lw=1),
