@@ -510,7 +510,9 @@ def measure_speed(layer_sizes, images, rounds=3):
     for sizes in seconds:
         network = new_network(sizes, np.random.default_rng(0))
         networks[sizes] = network_of(map(tf.constant, [*network.kernels, network.bias]))
-    for _ in range(rounds):
+    end = time.monotonic() + 1  # second: small networks need more rounds
+    while rounds > 0 or time.monotonic() < end:
+        rounds -= 1
         for sizes, network in networks.items():
             began = time.perf_counter()
             logits(network, layer_inputs(network.hidden, images)[-1]).numpy()  # waits for a GPU
@@ -558,7 +560,7 @@ def run_seed(dataset, seed, options):
 # --------------------------------------------------------------------------------------- data
 
 TITLES = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}  # downloaded by keras.datasets
-PARTS = {  # of a data set, and the names of their IDX files
+PARTS = {  # of a data set, and regular expressions for the names of their IDX files
     "training images": "train.*images",
     "training labels": "train.*labels",
     "test images": "(t10k|test).*images",
@@ -655,10 +657,10 @@ def fingerprint(*values):
     return f"{zlib.crc32(repr(values).encode()):08x}"
 
 
-# what trains, and what no other file has added: to know what must be made anew
+# a dense network of other code that trains is not used again
 SECTION = SCRIPT.partition("- network and training\n")[2].partition("- pruning\n")[0]
 TRAINING_CODE = fingerprint(SECTION, *map(inspect.getsource, (load_dataset, rng_for, train_dense)))
-SHIPPED = {*METHODS.values(), *REPAIRS.values()}
+IN_SCRIPT = {*METHODS.values(), *REPAIRS.values()}  # other files may add to them
 
 
 def recipe_of(dataset, options, names=RECIPE):
@@ -715,14 +717,14 @@ def read_runs(folder):
 
 def check(rows):
     """Raise UserError unless a data set has one recipe and each of its seeds one dense network."""
-    # a run without retraining fits all
+    # no epochs of retraining go with any number of them
     known = rows.assign(retrain_epochs=rows["retrain_epochs"].replace("0", np.nan))
     for column in [*RECIPE, "dense_network"]:
         group = ["dataset", "seed"] if column == "dense_network" else ["dataset"]
-        for names, part in known.groupby(group):
-            values = part.dropna(subset=column).drop_duplicates(column)
-            if len(values) > 1:
-                (one, file), (other, other_file) = values[[column, "file"]].to_numpy()[:2]
+        for names, same in known.groupby(group):
+            versions = same.dropna(subset=column).drop_duplicates(column)
+            if len(versions) > 1:
+                (one, file), (other, other_file) = versions[[column, "file"]].to_numpy()[:2]
                 raise UserError(
                     f"{', '.join(map(str, names))}: {column} is {one} in {file}, but {other} in "
                     f"{other_file}; pass another --output-dir, or move one of them away"
@@ -763,9 +765,9 @@ TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)  # sparsities
 
 
 def style_of(name):
-    """Return how to draw a method or repair."""
-    color = matplotlib.colormaps["turbo"](zlib.crc32(name.encode()) % 256)  # the same everywhere
-    return STYLES.get(name, dict(label=name, marker="x", color=color))
+    """Return how to draw a method or repair; one without a style gets the next colour."""
+    color = matplotlib.colormaps["turbo"](37 * len(STYLES) % 256)
+    return STYLES.setdefault(name, dict(label=name, marker="x", color=color))
 
 
 def ordered(names):
@@ -811,7 +813,7 @@ def draw_panel(ax, rows, by, x="kept", y="test_accuracy"):
 def draw_accuracy(figure, rows):
     """Draw accuracy against sparsity, as pruned, with a close-up of the dense accuracy."""
     figure.set_size_inches(5.4, 6.8)
-    # matched weights need an explanation
+    # matched weights are left out: they need an explanation
     rows = rows[(rows["repair"] == "none") & (rows["method"] != "matched_weight")]
     best = rows.loc[rows["method"] == "dense", "test_accuracy"].mean()
     worst = rows["majority_accuracy"].iloc[0]
@@ -835,7 +837,7 @@ def draw_repairs(figure, rows):
         ax.set(title=style_of(method)["label"], xlabel="share of the weights that can act (live)")
         ax.label_outer()
     live = rows.loc[rows["method"].isin(methods) & (rows["live_fraction"] > 0), "live_fraction"]
-    axes[0].set_xlim(right=min([0.1, *live]) / 1.2)  # 0.1 has a label
+    axes[0].set_xlim(right=min([0.1, *live]) / 1.2)  # at least to the label 0.1
 
 
 def draw_methods(figure, rows):
@@ -889,7 +891,7 @@ def add_caption(figure, rows):
         f"rate of {recipe['learning_rate']}, batches of {recipe['batch_size']}. Images to refit "
         f"on: {recipe['refit_images']}; epochs of retraining: {rows['retrain_epochs'].max()}. "
         "Mean and standard deviation (band) where no seed is missing, single networks (pale); "
-        f"seeds: {fewest_to_most}. "
+        f"seeds per point: {fewest_to_most}. "
         f"{'; '.join([*rows['device'].unique(), *rows['versions'].unique()])}; "
         f"script {', '.join(rows['script'].unique())}."
     )
@@ -953,7 +955,7 @@ def configure_tensorflow():
 
     On a GPU, too, products are full float32, and a seed gives the same network each time.
     """
-    tf.get_logger().setLevel("ERROR")  # it warns of tracing again, which every training needs
+    tf.get_logger().setLevel("ERROR")  # it warns where each training traces a function of its own
     tf.config.experimental.enable_op_determinism()
     tf.random.set_seed(0)  # or the random operations of a notebook would fail from now on
     # TensorFloat-32 would round the factors of products to 10 bits
@@ -979,7 +981,7 @@ def run(options):
         check(pd.concat([*before, pd.DataFrame(planned).assign(file="this command")]))
     script = fingerprint(SCRIPT)
     # what another file has added may have changed
-    added = {*map(METHODS.get, options.methods), *REPAIRS.values()} - SHIPPED
+    added = {*map(METHODS.get, options.methods), *REPAIRS.values()} - IN_SCRIPT
     done = {table["file"][0] for table in before if {*table["script"]} == {script} and not added}
     for dataset, seed in progress([*itertools.product(datasets, options.seeds)], unit="seed"):
         recipe = recipe_of(dataset, options)
@@ -1010,9 +1012,8 @@ def report(name, rows, folder):
     for repair in ordered(set(rows["repair"]) - {"no_bias", "refit_output"}):
         state = rows[rows["repair"] == repair]
         accuracies = state.pivot_table("test_accuracy", ["method", "seed"], "sparsity")
-        of_methods = accuracies.groupby("method")
-        means = of_methods.agg(lambda values: values.mean(skipna=False))
-        means.insert(0, "n", of_methods.size())
+        means = accuracies.groupby("method").agg(lambda values: values.mean(skipna=False))
+        means.insert(0, "n", accuracies.groupby("method").size())
         means = means.reindex(["dense", *ordered(state["method"])])
         text = means.to_string(float_format="{:.3f}".format, na_rep="")
         print(f"\n{name}, {style_of(repair)['label']}: mean test accuracy of all n seeds\n{text}")

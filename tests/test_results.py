@@ -102,7 +102,8 @@ def none_left(kernels, inputs, sparsity, rng):
 def test_what_an_edited_script_made_is_measured_anew_and_an_undone_edit_counts(
     run_main, trainings, monkeypatch
 ):
-    monkeypatch.setattr(network_pruning, "SHIPPED", {all_left, none_left, *network_pruning.SHIPPED})
+    in_script = {all_left, none_left, *network_pruning.IN_SCRIPT}
+    monkeypatch.setattr(network_pruning, "IN_SCRIPT", in_script)
     for version, method, more, share in (
         ("first", all_left, ["neuron"], 1),
         ("edited", none_left, [], 0),
