@@ -119,6 +119,7 @@ def test_repairs_are_drawn_by_live_weights_every_network_within_the_axes():
             expected = [accuracy(method, s, 1, repair) for s in LEVELS]
             np.testing.assert_allclose(means[1:], expected)
         assert min(ax.get_xlim()) < 0.00005
+    assert len(panels(BY_REPAIR, make_rows(methods=["neuron", "scratch"]))) == 1
 
 
 @pytest.mark.parametrize("levels", [(0.25, 0.3), (0.5, 0.9999, 1), (1,)])

@@ -19,12 +19,9 @@ def train_toy(network=None, epochs=2, seed=0, batch_size=32, learning_rate=0.01)
     return network_pruning.train(network, TOY, epochs, options, rng)
 
 
-def outputs(network):
-    return logits(network, layer_inputs(network.hidden, IMAGES)[-1])
-
-
 def accuracy_and_loss(network):
-    return network_pruning.evaluate(outputs(network).numpy(), LABELS)
+    outputs = logits(network, layer_inputs(network.hidden, IMAGES)[-1])
+    return network_pruning.evaluate(outputs.numpy(), LABELS)
 
 
 def test_logits_are_those_of_a_hand_worked_network():
@@ -80,7 +77,7 @@ def test_training_learns_and_a_seed_gives_the_same_network_each_time():
 
 
 @pytest.mark.parametrize("method", ["neuron", "weight"])
-def test_retraining_compacted_is_retraining_masked(method):
+def test_retraining_keeps_zeros_and_compacted_is_as_masked(method):
     network = train_toy(new_network([6, 32, 32, 6], np.random.default_rng(0)))
     kernels = [*pruned_by(method, network.hidden, 0.9), network.output]
     # an output weight whose unit is gone is masked in the twin, as compaction deletes it
@@ -88,6 +85,8 @@ def test_retraining_compacted_is_retraining_masked(method):
     small = network_of([*network_pruning.compact(kernels), network.bias])
     assert small.sizes < network.sizes
     small, masked = train_toy(small, 5), train_toy(network_of([*kernels, network.bias]), 5)
+    for before, after in zip(kernels, masked.kernels):
+        np.testing.assert_array_equal(after[before == 0], 0)
     np.testing.assert_allclose(small.bias, masked.bias, rtol=1e-3, atol=1e-5)
     for a, b in zip(small.kernels, network_pruning.compact(masked.kernels)):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
