@@ -100,7 +100,6 @@ def decided(epochs):
 
 
 def fastest(name, repair, method):
-    """Speed-up of the fastest networks within one point of dense that a method makes."""
     level = tables.within_a_point(name, method, repair)
     return f"{tables.speedup(name, method, level)} times"
 

@@ -1,6 +1,7 @@
 """The files: what is kept and used again, and that nothing is lost, stale or mixed."""
 
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -20,7 +21,6 @@ SHORT = (*TINY, "--methods", "neuron", "--seeds", 0)
 
 
 def without_times(table):
-    """The rows of a data set but for the times, which differ from run to run."""
     return table.drop(columns="speedup").sort_values(KEY, ignore_index=True)
 
 
@@ -156,7 +156,6 @@ def test_jobs_of_seeds_methods_levels_and_retraining_add_to_one_another(run_main
     parts, whole = results(tmp_path / "plots"), results(tmp_path / "whole")
     columns = [column for column in whole if column != "retrain_epochs"]
     pandas.testing.assert_frame_equal(without_times(parts[columns]), without_times(whole[columns]))
-    assert list(parts["seed"]) == sorted(parts["seed"])
 
 
 def test_jobs_side_by_side_leave_the_whole_picture(run_command, tmp_path):
@@ -194,22 +193,24 @@ def test_another_recipe_is_refused_before_training(run_main, trainings):
     assert set(results()["seed"]) == {0, 1}
 
 
-@pytest.mark.parametrize("what", ["data", "training_code"])
-def test_networks_of_other_images_or_other_code_are_neither_used_nor_mixed(
-    run_main, trainings, monkeypatch, tmp_path, what
-):
+def test_networks_of_other_images_are_neither_used_nor_mixed(run_main, trainings, monkeypatch):
     assert run_main(*SHORT).returncode == 0
     images, *others = network_pruning.read_arrays("digits", None)
-    if what == "data":
-        arrays = [np.roll(images, 1, axis=1), *others]
-        monkeypatch.setattr(network_pruning, "read_arrays", lambda *_: arrays)
-    else:
-        monkeypatch.setattr(network_pruning, "TRAINING_CODE", "edited")
-    assert_one_line(run_main(*SHORT), f"error: digits: {what} is ")
-    assert trainings == [1]
-    (tmp_path / "plots" / "runs").rename(tmp_path / "moved")
+    arrays = [np.roll(images, 1, axis=1), *others]
+    monkeypatch.setattr(network_pruning, "read_arrays", lambda *_: arrays)
+    assert_one_line(run_main(*SHORT), "error: digits: data is ")
+    Path("plots/runs").rename("moved")
     assert run_main(*SHORT).returncode == 0
     assert trainings == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("edit", "same"), [("return zero_lowest", True), ("100 * math", False), ("/ float(", False)]
+)
+def test_networks_are_of_other_code_only_if_what_trains_was_edited(tmp_path, edit, same):
+    path = tmp_path / "edited.py"  # in a method, in `train`, where the images are scaled
+    path.write_text(SCRIPT.read_text("utf-8").replace(edit, edit + "  "), "utf-8")
+    assert (runpy.run_path(path)["TRAINING_CODE"] == network_pruning.TRAINING_CODE) == same
 
 
 def test_networks_of_another_machine_are_not_mixed(run_main, tmp_path):
