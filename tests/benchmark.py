@@ -381,17 +381,18 @@ def benchmark_sparse(network, data, repeats=5):
 
 
 def benchmark_job(data_dir):
-    """Print the time and the memory of the whole job with one seed on both data sets."""
+    """Print the time and the memory of the whole job with one seed on both data sets.
+
+    Also that of a method added to its folder, and of the original's two methods alone.
+    """
     command = [sys.executable, project.__file__, "--seeds", "0"]
     command += ["--data-dir", str(data_dir)] if data_dir else []
-    for changes in ([], ["--methods", "weight", "neuron"]):
+    for jobs in (["", "--methods gradual_scaled"], ["--methods weight neuron"]):
         with tempfile.TemporaryDirectory() as folder:
-            job = [*command, "--output-dir", folder, *changes]
-            run = functools.partial(subprocess.run, job, check=True, capture_output=True)
-            print(f"--seeds 0 {' '.join(changes)}: {timed(run):.0f} s")
-            added = [*job, "--methods", "gradual_scaled"]
-            run = functools.partial(subprocess.run, added, check=True, capture_output=True)
-            print(f"then --methods gradual_scaled: {timed(run):.0f} s")
+            for changes in jobs:
+                job = [*command, "--output-dir", folder, *changes.split()]
+                run = functools.partial(subprocess.run, job, check=True, capture_output=True)
+                print(f"--seeds 0 {changes}: {timed(run):.0f} s")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"peak memory: {peak:.2f} GiB")
 

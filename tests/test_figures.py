@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pandas
 import pytest
+from conftest import KEY
 from matplotlib.figure import Figure
 
 from network_pruning import FIGURES, REPAIRS, report, save_results, style_of
@@ -42,8 +43,7 @@ def make_rows(seeds=range(3), repairs=STATES, levels=LEVELS, methods=METHODS, **
 
 def joined(*tables):
     """The rows of several jobs, each network once."""
-    key = ["seed", "method", "sparsity", "repair"]
-    return pandas.concat(tables, ignore_index=True).drop_duplicates(key)
+    return pandas.concat(tables, ignore_index=True).drop_duplicates(KEY)
 
 
 def panels(draw, rows):
@@ -111,7 +111,7 @@ def test_repairs_are_drawn_by_live_weights_every_network_within_the_axes():
     neurons = make_rows(methods=["neuron"])
     neurons.loc[neurons["sparsity"] == 0.99, "live_fraction"] = 0.00005
     axes = panels(BY_REPAIR, joined(make_rows(methods=["weight"]), neurons))
-    for ax, method in zip(axes, ("weight", "neuron")):
+    for ax, method in zip(axes, ("weight", "neuron"), strict=True):
         assert ax.get_title() == style_of(method)["label"]
         for repair in STATES:
             places, means = curve(ax, repair)
@@ -157,7 +157,7 @@ def test_title_and_caption_come_from_the_rows_and_nothing_runs_off(tmp_path, mon
     deep = str([1000] * 40)  # a long caption
     rows = joined(make_rows(hidden_units=deep), make_rows(seeds=[3], levels=[0.7]))
     save_results("fashion_mnist", rows, tmp_path)
-    for figure, (title, _) in zip(figures, FIGURES.values()):
+    for figure, (title, _) in zip(figures, FIGURES.values(), strict=True):
         assert figure.legends[0].get_title().get_text() == f"Fashion-MNIST: {title}"
         caption = " ".join(figure.get_supxlabel().split())
         assert f"Hidden units: {deep}, ReLU; epochs of Adam: 10, at a rate of 0.001" in caption
