@@ -749,8 +749,8 @@ STYLES = {  # of methods and repairs, as for Axes.plot, in the order of the lege
     "neuron": dict(label="neurons, by L2 norm", color="#e07b00", marker="s", ls="--"),
     "matched_weight": dict(label="weights, matched to neurons", color="#45a5e0", marker="^"),
     "scaled_weight": dict(label="weights, magnitude × input", color="#c03030", marker="P", ls="-."),
-    "gradual_scaled": dict(label="weights, refit in steps", color="#106060", marker="X"),
-    "global_weight": dict(label="weights, ranked globally", color="#9040b0", marker="D"),
+    "gradual_scaled": dict(label="weights, gradual with refits", color="#106060", marker="X"),
+    "global_weight": dict(label="weights, ranked globally", color="#9040b0", marker="d", lw=1),
     "random_weight": dict(label="random weights", color="#707070", marker="o", ls=":", lw=1),
     "random_neuron": dict(label="random neurons", color="#a0a0a0", marker="s", ls=":", lw=1),
     "scratch": dict(label="small networks from scratch", color="#2a8000", marker="v", ls="-."),
@@ -821,8 +821,7 @@ def draw_accuracy(figure, rows):
     for ax in (close, whole):
         draw_panel(ax, rows, "method")
         ax.axhline(best, color="black", lw=0.8, label=f"dense network: {best:.3f}")
-        label = f"most frequent class: {worst:.3f}"
-        ax.axhline(worst, color="black", lw=0.8, ls=(0, (1, 3)), label=label)
+        ax.axhline(worst, color="black", lw=0.8, ls=":", label=f"always one class: ≤ {worst:.3f}")
     whole.set_yticks(np.linspace(0, 1, 11))
     close.set(xlabel=None, ylabel="close-up", ylim=(best - 0.05, best + 0.01))
 
@@ -886,12 +885,12 @@ def add_caption(figure, rows):
     recipe = rows.iloc[0]
     seeds = rows.groupby(["repair", "method", "sparsity"])["seed"].nunique()
     fewest_to_most = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
+    spread = "; mean, standard deviation (band) where no seed is missing, single networks (pale)"
     text = (
         f"Hidden units: {recipe['hidden_units']}, ReLU; epochs of Adam: {recipe['epochs']}, at a "
         f"rate of {recipe['learning_rate']}, batches of {recipe['batch_size']}. Images to refit "
         f"on: {recipe['refit_images']}; epochs of retraining: {rows['retrain_epochs'].max()}. "
-        "Mean and standard deviation (band) where no seed is missing, single networks (pale); "
-        f"seeds per point: {fewest_to_most}. "
+        f"Seeds per point: {fewest_to_most}{spread if seeds.max() > 1 else ''}. "
         f"{'; '.join([*rows['device'].unique(), *rows['versions'].unique()])}; "
         f"script {', '.join(rows['script'].unique())}."
     )

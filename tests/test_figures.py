@@ -8,7 +8,7 @@ import pytest
 from conftest import KEY
 from matplotlib.figure import Figure
 
-from network_pruning import FIGURES, REPAIRS, report, save_results, style_of
+from network_pruning import FIGURES, REPAIRS, add_caption, report, save_results, style_of
 
 ACCURACY, BY_REPAIR, BY_METHOD = (draw for _, draw in FIGURES.values())
 METHODS = ("weight", "neuron", "matched_weight", "random_weight")
@@ -84,7 +84,7 @@ def test_the_first_figure_shows_means_band_and_seeds_of_each_method_as_pruned():
             expected = [accuracy("dense", 0, 1), *(accuracy(method, s, 1) for s in LEVELS)]
             np.testing.assert_allclose(means, expected)
     drawn = {line.get_label() for line in whole.lines}
-    assert {"dense network: 0.400", "most frequent class: 0.200"} <= drawn
+    assert {"dense network: 0.400", "always one class: ≤ 0.200"} <= drawn
     np.testing.assert_allclose(close_up.get_ylim(), (0.35, 0.41))
     band = whole.collections[0].get_paths()[0].vertices  # one standard deviation
     assert band[:, 1].max() == pytest.approx(0.5)
@@ -145,6 +145,12 @@ def test_a_curve_of_some_seeds_starts_at_their_dense_networks_and_has_no_bump():
     assert max(len(line.get_xdata()) for line in single) == 5  # but it is seen
 
 
+def test_the_caption_of_one_seed_speaks_of_no_spread():
+    figure = Figure()
+    add_caption(figure, make_rows(seeds=[0]))
+    assert "Seeds per point: 1. CPU" in " ".join(figure.get_supxlabel().split())
+
+
 def test_title_and_caption_come_from_the_rows_and_nothing_runs_off(tmp_path, monkeypatch):
     figures = []
 
@@ -161,7 +167,8 @@ def test_title_and_caption_come_from_the_rows_and_nothing_runs_off(tmp_path, mon
         assert figure.legends[0].get_title().get_text() == f"Fashion-MNIST: {title}"
         caption = " ".join(figure.get_supxlabel().split())
         assert f"Hidden units: {deep}, ReLU; epochs of Adam: 10, at a rate of 0.001" in caption
-        assert "seeds per point: 1 to 4. CPU; tensorflow 2, numpy 2; script 000000ff." in caption
+        assert "Seeds per point: 1 to 4; mean, standard deviation" in caption
+        assert "(pale). CPU; tensorflow 2, numpy 2; script 000000ff." in caption
         width, height = figure.canvas.get_width_height()
         for text in (*figure.texts, *(ax.title for ax in figure.axes), *figure.legends):
             box = text.get_window_extent()
