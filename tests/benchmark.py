@@ -1,4 +1,4 @@
-"""How long training, pruning, repairs, a sweep and the job take, beside their peers.
+"""How long the job, training and repairs take, beside their peers.
 
     python tests/benchmark.py --data-dir DIR
 
@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "plots" / "published")]
 import controls
 
 import network_pruning as project
@@ -29,7 +30,7 @@ DEVICE = project.configure_tensorflow()
 tf, keras = project.tf, project.keras
 sys.modules["triton"] = None  # PyTorch's; its LLVM and TensorFlow's end a process that loads both
 
-PARTS = ("job", "pruning", "training", "repairs", "sweep", "sparse", "original")
+PARTS = ("job", "training", "repairs", "sparse")
 OPTIONS = project.parse_options([])  # the recipe
 SIZES = [784, *OPTIONS.hidden_units, 10]
 BATCH_SIZE = OPTIONS.batch_size
@@ -128,19 +129,11 @@ def this_project(batches, data, network):
     return work
 
 
-def pruned_kernels(dense, method, sparsity, inputs=()):
-    """Prune the hidden kernels of a network; return all kernels.
-
-    inputs: what each layer receives, for the methods that look at it.
-    """
-    return [*METHODS[method](dense.hidden, inputs, sparsity, RNG), dense.output]
-
-
 def pruned_network(method, sparsity):
     """Prune an untrained network and compact it."""
     dense = dense_network()
-    kernels = project.compact(pruned_kernels(dense, method, sparsity))
-    return project.network_of([*kernels, dense.bias])
+    hidden = METHODS[method](dense.hidden, (), sparsity, RNG)
+    return project.network_of([*project.compact([*hidden, dense.output]), dense.bias])
 
 
 def labels(data):
@@ -158,8 +151,8 @@ def keras_fit(batches, data):
     return lambda: model.fit(pixels, classes, batch_size=BATCH_SIZE, verbose=0)
 
 
-def original(data):
-    """Return how scripts of 2019 train on batches and evaluate: a graph, fed batch by batch."""
+def original(batches, data):
+    """Return work that trains on batches as scripts of 2019 do: a graph, fed batch by batch."""
     v1 = tf.compat.v1
     pixels, classes = data.train_images.numpy(), labels(data)
     with tf.Graph().as_default():
@@ -173,16 +166,12 @@ def original(data):
         session = v1.Session()
         session.run(v1.global_variables_initializer())
 
-    def train(batches):
+    def loop():
         for _ in range(batches):
             batch = RNG.integers(0, len(pixels), BATCH_SIZE)
             session.run(step, {inputs: pixels[batch], targets: classes[batch]})
 
-    def evaluate():
-        for start in range(0, len(data.test_labels), BATCH_SIZE):
-            session.run(logits, {inputs: pixels[start : start + BATCH_SIZE]})
-
-    return train, evaluate
+    return loop
 
 
 def pytorch(batches, data):
@@ -214,7 +203,6 @@ def benchmark_training(repeats, batches, data):
     """Print seconds per epoch and ratios to the floor, products and updates each on their own."""
     small = pruned_network("neuron", COMPACTED)
     weights = [sum(kernel.size for kernel in net.kernels) for net in (small, dense_network())]
-    train_original, _ = original(data)
     works = {
         "matrix products alone": clocked(products(batches)),
         "Adam updates alone": clocked(updates(batches)),
@@ -224,12 +212,10 @@ def benchmark_training(repeats, batches, data):
             batches, data, small
         ),
         "keras.Model.fit": clocked(keras_fit(batches, data)),
-        "a TensorFlow 1 graph, fed": clocked(lambda: train_original(batches)),
+        "a TensorFlow 1 graph, fed": clocked(original(batches, data)),
     }
     if importlib.util.find_spec("torch"):
         works["PyTorch, fused Adam"] = clocked(pytorch(batches, data))
-    for method in ("weight", "neuron"):
-        works[f"refitting {method} {MASKED}"] = refitting(batches, data, method)
     for work in works.values():  # traces and warms up
         work()
     epoch = len(data.train_images) / (batches * BATCH_SIZE)
@@ -250,81 +236,29 @@ def clocked(work):
     return lambda: timed(work)
 
 
-def refitting(batches, data, method):
-    """Return work that refits a pruned network; counted as if it were an epoch."""
-    dense = dense_network()
-    kernels = pruned_kernels(dense, method, MASKED)
-    pruned = project.network_of([*project.compact(kernels), dense.bias])
-    (images, *_), outputs = controls.choose(data, OPTIONS.refit_images, 0, dense)
-    targets = controls.of_live_units(outputs, kernels)
-    epoch = len(data.train_images) / (batches * BATCH_SIZE)
-
-    def work():
-        for repair in project.REPAIRS.values():
-            repair(pruned, images, targets)
-
-    return lambda: timed(work) / epoch
-
-
-# -------------------------------------------------------------------- pruning, sweep, sparse, job
-
-
-def pytorch_pruning(kernel):
-    """Return work that prunes a kernel in PyTorch."""
-    import torch.nn.utils.prune
-
-    def work():
-        module = torch.nn.Module()
-        module.weight = torch.nn.Parameter(torch.from_numpy(kernel))  # not a copy
-        torch.nn.utils.prune.l1_unstructured(module, "weight", MASKED)
-
-    return work
-
-
-def benchmark_pruning(repeats):
-    """Print how long pruning a large kernel takes.
-
-    Not interleaved: PyTorch's threads keep both cores busy for a while after each of its calls.
-    """
-    kernel = RNG.normal(size=(4096, 4096)).astype(np.float32)
-
-    def median(work):
-        return statistics.median(timed(work) for _ in range(repeats))
-
-    ours = median(lambda: project.prune_weights(kernel, MASKED))
-    print(f"\npruning {kernel.size / 1e6:.1f} million weights: {ours:.2f} s", end="")
-    if importlib.util.find_spec("torch"):
-        theirs = median(pytorch_pruning(kernel))
-        print(f", {ours / theirs:.2f} of what torch.nn.utils.prune.l1_unstructured takes", end="")
-    print()
+# -------------------------------------------------------------------------- repairs, sparse, job
 
 
 def benchmark_repairs(repeats, network, data):
     """Print how long it takes to prune a trained network and to repair it, in several ways."""
-    inputs, outputs = controls.choose(data, OPTIONS.refit_images, 0, network)
-    images = inputs[0]
+    images = data.train_images[: OPTIONS.refit_images].numpy()
+    inputs = [np.asarray(received) for received in project.layer_inputs(network.hidden, images)]
+    outputs = [received @ kernel for received, kernel in zip(inputs, network.kernels)]
 
     def prune(method):
-        kernels = pruned_kernels(network, method, REPAIRED, inputs)
-        pruned = project.network_of([*project.compact(kernels), network.bias])
-        return pruned, controls.of_live_units(outputs, kernels)
-
-    def refit(method):
-        pruned, targets = prune(method)
-        project.refit_all(pruned, images, targets)
-
-    def distill(epochs):
-        pruned, targets = prune("weight")
-        teacher = tf.nn.softmax(targets[-1] + network.bias)
-        imitated = data._replace(train_images=tf.constant(images), train_targets=teacher)
-        project.train(pruned, imitated, epochs, OPTIONS, RNG)
+        hidden = METHODS[method](network.hidden, inputs[:-1], REPAIRED, RNG)
+        kernels = [*hidden, network.output]
+        targets = [
+            output[:, live] for output, live in zip(outputs, project.live_units(kernels)[1:])
+        ]
+        return project.network_of([*project.compact(kernels), network.bias]), images, targets
 
     works = {
-        "magnitude, refit": lambda: refit("weight"),
-        "magnitude times input, refit": lambda: refit("scaled_weight"),
+        "magnitude, refit": lambda: project.refit_all(*prune("weight")),
+        "magnitude × input, refit": lambda: project.refit_all(*prune("scaled_weight")),
         "SparseGPT": lambda: prune("sparsegpt"),
-        "gradual, magnitude times input": lambda: refit("gradual_scaled"),
-        "magnitude, distilled, 10 epochs": lambda: distill(10),
+        "gradual × input": lambda: prune("gradual_scaled"),
+        "magnitude, distilled": lambda: controls.distilled(*prune("weight")),
         "magnitude, retrained, 1 epoch": lambda: train(
             prune("weight")[0], data, len(data.train_images) // BATCH_SIZE, 1
         ),
@@ -336,22 +270,6 @@ def benchmark_repairs(repeats, network, data):
         seconds[name] = statistics.median(timed(work) for _ in range(repeats))
         ratio = seconds[name] / seconds["magnitude, refit"]
         print(f"{name:32}{seconds[name]:10.2f}{ratio:10.1f}")
-
-
-def benchmark_sweep(network, data):
-    """Print the time of a default sweep: of its networks alone, and with measuring them."""
-    forward(network, data.test_images).numpy()
-    dense = statistics.median(
-        timed(lambda: forward(network, data.test_images).numpy()) for _ in range(9)
-    )
-    project.dense_network = lambda *_: network
-    works = {
-        "networks": lambda: list(project.prune_and_repair(network, data, 0, OPTIONS)),
-        "networks, measured": lambda: project.run_seed(data, 0, OPTIONS),
-    }
-    for name, work in works.items():
-        whole = timed(work)
-        print(f"{name}: {whole:.1f} s, {whole / dense:.0f} dense passes of {dense:.3f} s")
 
 
 def benchmark_sparse(network, data, repeats=5):
@@ -397,15 +315,6 @@ def benchmark_job(data_dir):
     print(f"peak memory: {peak:.2f} GiB")
 
 
-def benchmark_original(data):
-    """Print how long the original would take: training, and two methods at ten levels, twice."""
-    train_batches, evaluate = original(data)
-    train_batches(10)  # warms up
-    epoch = timed(lambda: train_batches(len(data.train_images) // BATCH_SIZE))
-    seconds = 2 * (OPTIONS.epochs * epoch + 20 * timed(evaluate))
-    print(f"\nthe original's training and 40 evaluations: {seconds:.0f} s, without its start")
-
-
 def main():
     """Run all benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -418,19 +327,13 @@ def main():
     if "job" in options.parts:  # first: the peak of a process starts at its parent's size
         benchmark_job(options.data_dir)
     data = project.load_dataset("mnist", options.data_dir)
-    if "pruning" in options.parts:
-        benchmark_pruning(options.repeats)
     if "training" in options.parts:
         benchmark_training(options.repeats, options.batches, data)
     network = train(dense_network(), data, len(data.train_images) // BATCH_SIZE, 1)
     if "repairs" in options.parts:
         benchmark_repairs(options.repeats, network, data)
-    if "sweep" in options.parts:
-        benchmark_sweep(network, data)
     if "sparse" in options.parts:
         benchmark_sparse(network, data)
-    if "original" in options.parts:
-        benchmark_original(data)
 
 
 if __name__ == "__main__":

@@ -1,55 +1,43 @@
-"""Controls: other methods of pruning, what refitting needs, what else would do. Prints a CSV.
+"""Controls: pruning and repairs that network_pruning.py does not have. Prints a CSV.
 
-    python tests/controls.py --data-dir DIR > plots/published/controls.csv
+    python plots/published/controls.py --data-dir DIR --output-dir plots/published > controls.csv
 
-Takes the networks of network_pruning.py, seed for seed, from networks/ in --output-dir; those that
-are not there are trained. Prunes them by methods that the script does not have, repairs networks
-pruned by its own methods in other ways, and measures the test accuracy. --seeds and --datasets run
-some of them.
+Adds methods and repairs to those of the script, and runs its experiment with them: on the dense
+networks in networks/ of --output-dir; those that are not there are trained.
 """
 
 import argparse
 import functools
 import itertools
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy import linalg
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 import network_pruning as project
 
 project.configure_tensorflow()
 tf = project.tf
 
-REFIT_IMAGES = project.parse_options([]).refit_images
+RECIPE = project.parse_options([])
+REFIT_IMAGES = RECIPE.refit_images
 DATASETS = (*project.TITLES, "digits")
 OTHERS = {"mnist": "fashion_mnist", "fashion_mnist": "mnist"}  # whose images are tried, too
-LEVELS = (0.9, 0.95, 0.97, 0.99)  # at which methods are compared
-PRUNED = {  # method: sparsities
-    "weight": LEVELS,
-    "scaled_weight": (0.99,),
-    "neuron": (0.8, 0.9),
-    "random_weight": (0.8, 0.95),
+LEVELS = [0.9, 0.95, 0.97, 0.99]  # at which methods are compared
+REFIT = {  # networks whose refitting is explained
+    "weight": [0.95, 0.99],
+    "neuron": [0.8],
+    "random_weight": [0.8, 0.95],
 }
-IMAGE_COUNTS = (100, 300, REFIT_IMAGES, 5000)
-DISTILLATION_EPOCHS = (10, 40)
-REFITS = len(project.SPARSITIES)  # as often as gradual pruning refits until 0.99
+DISTILLATION_EPOCHS = 40
+COLUMNS = ["dense_network", *project.KEY, "images", "live_fraction", "test_accuracy"]
 
 
 # ---------------------------------------------------------------------------------------- methods
-
-
-def by_unit(kernel, scores, sparsity):
-    """Set the weights of the lowest scores to 0, as many in each unit; scores: [fan_in, units]."""
-    units = zip(kernel.T, scores.T)
-    return np.stack([project.zero_lowest(*unit, sparsity) for unit in units], axis=1)
-
-
-def weight_by_unit(kernels, inputs, sparsity, rng):
-    """Remove the weights of smallest magnitude in each unit."""
-    return [by_unit(kernel, np.abs(kernel), sparsity) for kernel in kernels]
 
 
 def wanda(kernel, inputs, sparsity):
@@ -58,12 +46,8 @@ def wanda(kernel, inputs, sparsity):
     Sun et al. 2024, "A Simple and Effective Pruning Approach for Large Language Models".
     """
     norms = np.linalg.norm(inputs, axis=0)
-    return by_unit(kernel, np.abs(kernel) * norms[:, np.newaxis], sparsity)
-
-
-def scaled_by_unit(kernels, inputs, sparsity, rng):
-    """Prune by `wanda`, but on the inputs in the dense network, as `scaled_weight` does."""
-    return [wanda(kernel, received, sparsity) for kernel, received in zip(kernels, inputs)]
+    units = [project.zero_lowest(unit, np.abs(unit) * norms, sparsity) for unit in kernel.T]
+    return np.stack(units, axis=1)
 
 
 def sparsegpt(kernel, inputs, sparsity, block=128, damping=0.01):
@@ -112,150 +96,95 @@ def layer_by_layer(prune):
 
 
 METHODS = {
-    "weight_by_unit": weight_by_unit,
-    "scaled_by_unit": scaled_by_unit,
     "wanda": layer_by_layer(wanda),
     "sparsegpt": layer_by_layer(sparsegpt),
-    # its settings, in case those of its authors, for large language models, are poor ones here
-    "sparsegpt_damping_0.001": layer_by_layer(functools.partial(sparsegpt, damping=0.001)),
-    "sparsegpt_damping_0.1": layer_by_layer(functools.partial(sparsegpt, damping=0.1)),
+    # of other blocks and dampings, all inputs in one block was the best setting on these data sets
     "sparsegpt_one_block": layer_by_layer(functools.partial(sparsegpt, block=10**6)),
 }
 
-
-def run_methods(dataset, seed, options, methods, images):
-    """Yield a row of the CSV for each method and level, after each repair of the script."""
-    changes = {"methods": methods, "sparsities": LEVELS, "refit_images": images}
-    for row in project.run_seed(dataset, seed, argparse.Namespace(**vars(options) | changes)):
-        if row["method"] != "dense":
-            network = [row[column] for column in project.KEY]
-            yield *network, images, 0, row["live_fraction"], row["test_accuracy"]
-
-
 # ---------------------------------------------------------------------------------------- repairs
+# Arguments are those of the script's repairs.
 
 
-def choose(dataset, count, seed, dense):
-    """Choose training images; return what each layer of the dense network gets and computes."""
-    order = project.rng_for(seed, "refit images").permutation(len(dataset.train_images))
-    images = tf.gather(dataset.train_images, order[:count]).numpy()
-    inputs = [np.asarray(received) for received in project.layer_inputs(dense.hidden, images)]
-    return inputs, [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, dense.kernels)]
+def rng_of(network):
+    """Make a generator that is another one for each network, and the same in each run."""
+    checksum = zlib.crc32(b"".join(kernel.tobytes() for kernel in network.kernels))
+    return project.rng_for(checksum, "controls")
 
 
-def of_live_units(outputs, kernels):
-    """Choose from outputs of each layer, [n, units], the units that are live in pruned kernels."""
-    return [layer[:, live] for layer, live in zip(outputs, project.live_units(kernels)[1:])]
-
-
-def with_random_values(network, generator):
-    """Replace the hidden weights by random ones of the same places and standard deviation."""
+def random_values(network, images, targets):
+    """Draw the hidden weights anew, with their places and deviation; refit the output layer."""
+    rng = rng_of(network)
     kernels = []
     for kernel in network.hidden:
-        values = generator.normal(scale=kernel[kernel != 0].std(), size=kernel.shape)
+        values = rng.normal(scale=kernel[kernel != 0].std(), size=kernel.shape)
         kernels.append(np.where(kernel != 0, values, 0).astype(np.float32))
-    return network._replace(hidden=tuple(kernels))
+    return project.refit_output(network._replace(hidden=tuple(kernels)), images, targets)
 
 
-def with_shuffled_places(network, generator):
-    """Shuffle the incoming weights of each hidden unit, zeros and all."""
-    kernels = [generator.permuted(kernel, axis=0) for kernel in network.hidden]
-    return network._replace(hidden=tuple(kernels))
+def shuffled(network, images, targets, repair=project.refit_all):
+    """Shuffle the incoming weights of each hidden unit, zeros and all; refit all layers."""
+    rng = rng_of(network)
+    kernels = [rng.permuted(kernel, axis=0) for kernel in network.hidden]
+    return repair(network._replace(hidden=tuple(kernels)), images, targets)
 
 
-def rescale(network, images, targets):
-    """Scale the incoming weights of each unit, so that its output varies as in the dense network.
+def distilled(network, images, targets):
+    """Train on the images to predict the dense network's class probabilities; zeros stay zeros.
 
-    Arguments: as for a repair of the script.
+    Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", at temperature 1.
     """
-    inputs = images
-    kernels = []
-    for kernel, wanted in zip(network.kernels, targets):
-        spread = (inputs @ kernel).std(axis=0)
-        factors = np.where(spread > 0, wanted.std(axis=0) / np.maximum(spread, 1e-9), 1)
-        kernels.append(kernel * factors)
-        inputs = np.maximum(inputs @ kernels[-1], 0)
-    return project.network_of([*kernels, network.bias])
-
-
-def refit_own(dense, kernels, images):
-    """Refit the hidden layers to what the dense ones would compute from the same inputs.
-
-    That is what SparseGPT aims at, too. kernels: of the pruned network, not compacted.
-    """
-    inputs = images
-    refitted = []
-    for kernel, trained in zip(kernels[:-1], dense.hidden):
-        refitted.append(project.refit(kernel, inputs, inputs @ trained))
-        inputs = np.maximum(inputs @ refitted[-1], 0)
-    return dense._replace(hidden=tuple(refitted))
-
-
-def repairs(dense, kernels, samples, foreign, seed, options):
-    """Yield (control, images, epochs, network) for each way to repair a network.
-
-    kernels: of the pruned network, not compacted. samples: from `choose`, by the number of images.
-    foreign: one from the other data set.
-    """
-    pruned = project.network_of([*project.compact(kernels), dense.bias])
-
-    def refit(inputs, outputs):
-        return project.refit_all(pruned, inputs[0], of_live_units(outputs, kernels))
-
-    refits = {count: refit(*sample) for count, sample in samples.items()}
-    for count, network in refits.items():
-        yield "refit", count, 0, network
-    count = REFIT_IMAGES
-    yield "other_images", count, 0, refit(*foreign)
-
-    inputs, outputs = samples[count]
-    images = inputs[0]
-    targets = of_live_units(outputs, kernels)
-    yield "refit_own", count, 0, refit_own(dense, kernels, images)
-    again = refits[count]
-    for _ in range(REFITS - 1):
-        again = project.refit_all(again, images, targets)
-    yield "refit_again", count, 0, again
-    yield "rescaled", count, 0, rescale(pruned, images, targets)
-    random = with_random_values(pruned, project.rng_for(seed, "random values"))
-    yield "random_values", count, 0, project.refit_output(random, images, targets)
-    shuffled = with_shuffled_places(pruned, project.rng_for(seed, "shuffled places"))
-    yield "shuffled_output", count, 0, project.refit_output(shuffled, images, targets)
-    yield "shuffled", count, 0, project.refit_all(shuffled, images, targets)
-
-    teacher = tf.nn.softmax(targets[-1] + dense.bias)
+    teacher = tf.nn.softmax(targets[-1] + network.bias)
     imitated = project.Dataset("images", tf.constant(images), teacher, None, None, None)
-
-    def distilled(network, epochs):
-        rng = project.rng_for(seed, "distillation")
-        return project.train(network, imitated, epochs, options, rng)
-
-    for epochs in DISTILLATION_EPOCHS:
-        yield "distilled", count, epochs, distilled(pruned, epochs)
-    epochs = DISTILLATION_EPOCHS[0]
-    yield "refit_distilled", count, epochs, distilled(refits[count], epochs)
+    return project.train(network, imitated, DISTILLATION_EPOCHS, RECIPE, rng_of(network))
 
 
-def run_repairs(dataset, other, seed, options):
-    """Yield a row of the CSV for each pruned network and way to repair it."""
-    dense = project.dense_network(dataset, seed, options)
-    samples = {count: choose(dataset, count, seed, dense) for count in IMAGE_COUNTS}
-    foreign = choose(other, REFIT_IMAGES, seed, dense)
-    inputs, _ = samples[REFIT_IMAGES]
-    weights = sum(kernel.size for kernel in dense.hidden)
-    for method, sparsities in PRUNED.items():
-        for sparsity in sparsities:
-            rng = project.rng_for(seed, f"prune {method}")
-            hidden = project.METHODS[method](dense.hidden, inputs, sparsity, rng)
-            kernels = [*hidden, dense.output]
-            ways = repairs(dense, kernels, samples, foreign, seed, options)
-            for control, count, epochs, network in ways:
-                received = project.layer_inputs(network.hidden, dataset.test_images)[-1]
-                outputs = project.logits(network, received).numpy()
-                accuracy, _ = project.evaluate(outputs, dataset.test_labels)
-                kept = project.compact(network.kernels)[:-1]
-                live = sum(map(np.count_nonzero, kept)) / weights
-                yield dataset.name, seed, method, sparsity, control, count, epochs, live, accuracy
+REPAIRS = {
+    **project.REPAIRS,
+    "random_values": random_values,
+    "shuffled": shuffled,
+    "shuffled_output": functools.partial(shuffled, repair=project.refit_output),
+    "distilled": distilled,
+}
+
+# ----------------------------------------------------------------------------------- experiment
+
+COMPARED = [  # methods, repairs, images to refit on, sparsities
+    (["sparsegpt"], ["none", "refit", "retrain"], REFIT_IMAGES, LEVELS),
+    (["sparsegpt_one_block", "wanda"], ["none", "refit"], REFIT_IMAGES, LEVELS),
+    (
+        ["weight", "scaled_weight", "gradual_scaled", "sparsegpt"],
+        ["distilled"],
+        REFIT_IMAGES,
+        LEVELS,
+    ),
+]
+EXPLAINED = [(["sparsegpt"], ["none"], 5000, [0.95])]  # digits have fewer images
+for method, sparsities in REFIT.items():
+    repairs = ["random_values", "shuffled", "shuffled_output"]
+    EXPLAINED.append(([method], repairs, REFIT_IMAGES, sparsities))
+    for images in (100, 300, 5000, "foreign"):
+        EXPLAINED.append(([method], ["refit"], images, sparsities))
+
+
+def run(dataset, other, seed, options):
+    """Yield the rows of a data set and seed; other: the data set of foreign images, or None."""
+    project.dense_network(dataset, seed, options)  # is kept, so never trained on foreign images
+    for methods, repairs, images, sparsities in COMPARED + EXPLAINED if other else COMPARED:
+        source, count = dataset, images
+        if images == "foreign":
+            source = dataset._replace(train_images=other.train_images)
+            count = REFIT_IMAGES
+        changes = {
+            "methods": methods,
+            "sparsities": sparsities,
+            "refit_images": count,
+            "retrain_epochs": int("retrain" in repairs),
+        }
+        project.REPAIRS = {name: REPAIRS[name] for name in repairs if name in REPAIRS}
+        for row in project.run_seed(source, seed, argparse.Namespace(**vars(options) | changes)):
+            if row["method"] != "dense":
+                yield row | {"images": images}
 
 
 def main():
@@ -269,16 +198,11 @@ def main():
     options = project.parse_options(["--output-dir", arguments.output_dir])
     datasets = dict(zip(DATASETS, project.load_datasets(DATASETS, arguments.data_dir)))
     project.METHODS.update(METHODS)
-    project.measure_speed = lambda sizes, images: dict.fromkeys(sizes)  # not among the controls
-    print("dataset,seed,method,sparsity,control,images,epochs,live_fraction,test_accuracy")
+    project.measure_speed = lambda sizes, images: dict.fromkeys(sizes)  # not needed here
+    print(",".join(COLUMNS))
     for name, seed in itertools.product(arguments.datasets, arguments.seeds):
-        dataset = datasets[name]
-        parts = [run_methods(dataset, seed, options, METHODS, REFIT_IMAGES)]
-        if name in OTHERS:
-            parts.append(run_methods(dataset, seed, options, ["sparsegpt"], max(IMAGE_COUNTS)))
-            parts.append(run_repairs(dataset, datasets[OTHERS[name]], seed, options))
-        for *what, live, accuracy in itertools.chain(*parts):
-            print(*what, f"{live:.6f}", f"{accuracy:.6f}", sep=",", flush=True)
+        rows = pd.DataFrame(run(datasets[name], datasets.get(OTHERS.get(name)), seed, options))
+        print(rows.round(6).to_csv(columns=COLUMNS, header=False, index=False), end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The tables of README.md and plots/published/README.md, made from the published CSV files.
+"""The tables of this folder's README.md and of the front page, made from the CSV files here.
 
-    python tests/tables.py --write
+    python plots/published/tables.py --write
 
 replaces what stands between each `<!-- table: name -->` and the next `<!-- end -->`. Without
 --write it only says which files that would change. The test of the prose uses the same helpers.
@@ -12,161 +12,93 @@ import re
 import sys
 from pathlib import Path
 
-import pandas
+import pandas as pd
 from scipy import stats
 
-ROOT = Path(__file__).parents[1]
+PUBLISHED = Path(__file__).parent
+ROOT = PUBLISHED.parents[1]
 sys.path.insert(0, str(ROOT))
 from network_pruning import SPARSITIES, STYLES, TITLES
 
-PUBLISHED = ROOT / "plots" / "published"
 FILES = (ROOT / "README.md", PUBLISHED / "README.md")
 DATASETS = (*TITLES, "digits")
-RESULTS = {name: pandas.read_csv(PUBLISHED / f"{name}.csv") for name in DATASETS}
-CONTROLS = pandas.read_csv(PUBLISHED / "controls.csv")
-SLOPE = (0.6, 0.7, 0.8, 0.9, 0.95, 0.97)  # where the curves fall
+RESULTS = pd.concat(pd.read_csv(PUBLISHED / f"{name}.csv") for name in DATASETS)
+CONTROLS = pd.read_csv(PUBLISHED / "controls.csv", dtype={"images": str})
+NETWORKS = ["dataset", "method", "sparsity", "repair", "images"]  # what all seeds have in common
+ROWS = pd.concat([RESULTS.assign(images="1000"), CONTROLS])
+SEEDS = {network: rows.set_index("seed").sort_index() for network, rows in ROWS.groupby(NETWORKS)}
 METHODS = {  # of the script, with their titles
     "weight": "weights",
-    "scaled_weight": "weights, × input",
-    "global_weight": "weights, ranked globally",
-    "matched_weight": "matched weights",
+    "scaled_weight": "× input",
+    "gradual_scaled": "gradual",
+    "global_weight": "ranked globally",
+    "matched_weight": "matched",
     "neuron": "neurons",
     "random_weight": "random weights",
     "random_neuron": "random neurons",
     "scratch": "from scratch",
 }
-REPAIRED = CONTROLS[CONTROLS["method"].isin(METHODS)]  # networks of the script, other repairs
-TODAY = {  # methods of today, each with a repair, and their titles
-    "weight none": "magnitude",
-    "scaled_weight none": "magnitude × input",
-    "wanda none": "Wanda",
-    "sparsegpt none": "SparseGPT",
-    "sparsegpt refit_output": "SparseGPT, output layer refit",
-    "sparsegpt refit": "SparseGPT, refit",
-    "wanda refit": "Wanda, refit",
-    "scaled_weight refit": "magnitude × input, refit",
-    "weight refit": "magnitude, refit",
-    "gradual_scaled refit": "gradual, magnitude × input",
-    "weight distilled": "magnitude, distilled",
-    "weight retrain": "magnitude, retrained",
-}
-COMPARED = {  # what is compared, and the two: method and repair
-    "magnitude, refit, over SparseGPT": ("weight refit", "sparsegpt none"),
-    "magnitude, refit, over SparseGPT at its best settings": (
-        "weight refit",
-        "sparsegpt_best none",
-    ),
-    "magnitude, refit, over SparseGPT, output layer refit": (
-        "weight refit",
-        "sparsegpt refit_output",
-    ),
-    "magnitude, refit, over SparseGPT, refit": ("weight refit", "sparsegpt refit"),
-    "magnitude, refit to SparseGPT's aim, over SparseGPT": ("weight refit_own", "sparsegpt none"),
-    "× input over magnitude, as pruned": ("scaled_weight none", "weight none"),
-    "× input over magnitude, without the output bias": ("scaled_weight no_bias", "weight no_bias"),
-    "× input over magnitude, output layer refit": (
-        "scaled_weight refit_output",
-        "weight refit_output",
-    ),
-    "× input over magnitude, refit": ("scaled_weight refit", "weight refit"),
-    "× input over magnitude, retrained": ("scaled_weight retrain", "weight retrain"),
-    "within units over within layers, magnitude, as pruned": ("weight_by_unit none", "weight none"),
-    "within units over within layers, magnitude, refit": ("weight_by_unit refit", "weight refit"),
-    "within units over within layers, × input, as pruned": (
-        "scaled_by_unit none",
-        "scaled_weight none",
-    ),
-    "within units over within layers, × input, refit": (
-        "scaled_by_unit refit",
-        "scaled_weight refit",
-    ),
-    "gradual over one step, × input, refit": ("gradual_scaled refit", "scaled_weight refit"),
-    "gradual, × input, over magnitude, refit": ("gradual_scaled refit", "weight refit"),
-    "gradual, × input, over magnitude, distilled": ("gradual_scaled refit", "weight distilled"),
-}
-REPAIRS = {  # and what had none, with their titles
+REPAIRS = {  # with their titles
     name: STYLES[name]["label"] for name in ("none", "no_bias", "refit_output", "refit", "retrain")
 }
-CONTROL_TITLES = {
-    "refit": "refit",
-    "refit_again": "refit nine times",
-    "refit_own": "refit to SparseGPT's aim",
-    "other_images": "refit, images of the other data set",
-    "shuffled_output": "places shuffled, output layer refit",
-    "shuffled": "places shuffled, refit",
-    "random_values": "random values, output layer refit",
-    "rescaled": "units rescaled",
-    "distilled": "distilled",
-    "refit_distilled": "refit, then distilled",
-}
+LEVELS = (0.9, 0.95, 0.97, 0.99)  # where little is left
+SLOPE = (0.6, 0.7, 0.8, 0.9, 0.95, 0.97)  # where the curves of the original fall
 ORIGINAL = {  # test accuracy of one run of the original's own script, at 0 and SPARSITIES
     ("mnist", "weight"): "0.979 0.980 0.981 0.981 0.980 0.979 0.955 0.533 0.196 0.097",
     ("mnist", "neuron"): "0.979 0.980 0.977 0.974 0.967 0.923 0.270 0.097 0.097 0.097",
     ("fashion_mnist", "weight"): "0.886 0.886 0.887 0.887 0.882 0.867 0.737 0.421 0.256 0.106",
     ("fashion_mnist", "neuron"): "0.886 0.887 0.886 0.878 0.734 0.500 0.136 0.100 0.100 0.100",
 }
-# where current methods are compared
-LEVELS = tuple(CONTROLS[CONTROLS["method"] == "sparsegpt"]["sparsity"].unique())
 MARGIN = 1.0  # point of accuracy; two methods closer than that are equivalent
 
 
 # ---------------------------------------------------------------------------------------- numbers
 
 
-def values(name, method, sparsity=0.0, repair="none", column="test_accuracy"):
-    """A column's value for each seed of a data set, method, sparsity and repair, by seed."""
-    rows = RESULTS[name]
-    chosen = rows[(rows["method"] == method) & (rows["sparsity"] == sparsity)]
-    return chosen[chosen["repair"] == repair].set_index("seed")[column].sort_index()
+def values(name, state, sparsity=0.0, column="test_accuracy", images="1000"):
+    """A column's value for each seed of a data set; state: method and repair, "weight refit"."""
+    return SEEDS[name, state.split()[0], sparsity, state.split()[1], images][column]
 
 
-def control(name, method, sparsity, repair, images=1000, epochs=0, column="test_accuracy"):
-    """A column's value for each seed of a control, by seed."""
-    what = (name, method, sparsity, repair, images, epochs)
-    columns = ("dataset", "method", "sparsity", "control", "images", "epochs")
-    rows = CONTROLS
-    for key, value in zip(columns, what):
-        rows = rows[rows[key] == value]
-    return rows.set_index("seed")[column].sort_index()
-
-
-def reached(name, state, sparsity, column="test_accuracy"):
-    """A column's value for each seed, in the results or the controls, by seed.
-
-    state: any method and repair, such as "sparsegpt refit".
-
-    sparsegpt_best: at the settings that are best for the network, by the test set. distilled: for
-    40 epochs.
-    """
-    method, repair = state.split()
-    if method == "sparsegpt_best":
-        tried = [m for m in CONTROLS["method"].unique() if m.startswith("sparsegpt")]
-        series = [control(name, settings, sparsity, repair) for settings in tried]
-        return pandas.concat(series).groupby("seed").max()
-    if method in METHODS and repair in REPAIRS:
-        return values(name, method, sparsity, repair, column)
-    epochs = 40 if repair == "distilled" else 0
-    return control(name, method, sparsity, repair, epochs=epochs, column=column)
+def interval(series, confidence=0.95):
+    """Mean over seeds, and the ends of its interval (Student's t)."""
+    assert series.notna().all() and len(series) > 1
+    half = stats.t.ppf((1 + confidence) / 2, len(series) - 1) * stats.sem(series)
+    return series.mean(), series.mean() - half, series.mean() + half
 
 
 def limits(better, worse, confidence=0.95):
-    """Mean paired difference over seeds in points, and the ends of its interval (Student's t)."""
-    differences = 100 * (better - worse)
-    assert differences.notna().all() and len(differences) > 1
-    mean = differences.mean()
-    half = stats.t.ppf((1 + confidence) / 2, len(differences) - 1) * stats.sem(differences)
-    return mean, mean - half, mean + half
+    """Mean paired difference over seeds in points, and the ends of its interval."""
+    return interval(100 * (better - worse), confidence)
+
+
+def as_text(mean, low, high):
+    """A mean with its interval."""
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]".replace("-0.0", "0.0").replace("-", "−")
 
 
 def gain(better, worse, confidence=0.95):
     """Mean paired difference with its interval, as text."""
-    mean, low, high = (f"{limit:.1f}" for limit in limits(better, worse, confidence))
-    return f"{mean} [{low}, {high}]".replace("-0.0", "0.0").replace("-", "−")
+    return as_text(*limits(better, worse, confidence))
 
 
-def accuracy(*key):
+def gap_closed(name, state, sparsity):
+    """Percentage of what one epoch of retraining gains over magnitude as pruned, as text."""
+    reached, pruned, retrained = (
+        values(name, each, sparsity) for each in (state, "weight none", "weight retrain")
+    )
+    return as_text(*interval(100 * (reached - pruned) / (retrained - pruned)))
+
+
+def mean(*key, **options):
     """Mean accuracy, as text."""
-    return f"{values(*key).mean():.3f}"
+    return f"{values(*key, **options).mean():.3f}"
+
+
+def mean_after(repair, name, method, sparsity):
+    """Mean accuracy of a method after a repair, as text; empty where there is none."""
+    measured = (name, method, sparsity, repair, "1000") in SEEDS
+    return mean(name, f"{method} {repair}", sparsity) if measured else ""
 
 
 def cell(series):
@@ -174,17 +106,15 @@ def cell(series):
     return f"{series.mean():.3f} ± {series.std():.3f}"
 
 
+def live(name, method, sparsity):
+    """Mean share of the hidden weights that are live, as text."""
+    repair = "retrain" if method == "scratch" else "none"
+    return f"{values(name, f'{method} {repair}', sparsity, 'live_fraction').mean():.3f}"
+
+
 def speedup(name, method, sparsity):
-    """Median speed-up over the seeds, as text.
-
-    Taken from the retrained networks, as every method has these; a repair changes no sizes.
-    """
-    return f"{values(name, method, sparsity, 'retrain', 'speedup').median():.1f}"
-
-
-def share(name, method, sparsity):
-    """Mean share of the weights that are live, as text."""
-    return f"{values(name, method, sparsity, column='live_fraction').mean():.3f}"
+    """Median speed-up over the seeds, as text; a repair changes no sizes."""
+    return f"{values(name, f'{method} retrain', sparsity, 'speedup').median():.1f}×"
 
 
 def verdict(first, second, names):
@@ -201,6 +131,22 @@ def verdict(first, second, names):
     return "undecided"
 
 
+def within_a_point(name, method, repair):
+    """The highest sparsity whose loss against dense is below one point, and the speed-up there.
+
+    By the 95 % interval. "none" if no level is; empty if the method has no such repair.
+    """
+    measured = [level for level in SPARSITIES if (name, method, level, repair, "1000") in SEEDS]
+    within = []
+    for level in measured:
+        _, _, high = limits(values(name, "dense none"), values(name, f"{method} {repair}", level))
+        if high < MARGIN:
+            within.append(level)
+    if not within:
+        return "none" if measured else ""
+    return f"{max(within):g}: {speedup(name, method, max(within))}"
+
+
 # ----------------------------------------------------------------------------------------- tables
 
 
@@ -210,195 +156,115 @@ def markdown(heads, rows, texts=1):
     return "\n".join("|".join(["", *line, ""]) for line in (heads, rule, *rows))
 
 
-def results(name):
-    """The front page's table: accuracy of weight- and neuron-pruned networks."""
-    levels = (0.8, 0.9, 0.95)
-    rows = []
-    for method in ("weight", "neuron"):
-        for repair in ("none", "refit", "retrain"):
-            cells = [cell(values(name, method, sparsity, repair)) for sparsity in levels]
-            rows.append([f"{METHODS[method]}, {REPAIRS[repair]}", *cells])
-    return markdown(["sparsity", *(f"{sparsity:g}" for sparsity in levels)], rows)
+def at(levels):
+    """Heads of columns, one for each sparsity."""
+    return ["sparsity", *(f"{level:g}" for level in levels)]
 
 
-def repaired():
-    """The front page's table of what is reached on MNIST with few weights; means alone."""
-    rows = []
-    for state in (
-        "weight none",
-        "sparsegpt none",
-        "sparsegpt refit",
-        "weight refit",
-        "gradual_scaled refit",
-        "weight distilled",
-        "weight retrain",
-    ):
-        cells = [f"{reached('mnist', state, sparsity).mean():.3f}" for sparsity in LEVELS]
-        rows.append([TODAY[state], *cells])
-    return markdown(["sparsity", *(f"{sparsity:g}" for sparsity in LEVELS)], rows)
+def front(name):
+    """The front page's table: what is reached with few weights."""
+    states = {
+        "weight none": "magnitude, as pruned",
+        "weight refit": "magnitude, refit",
+        "gradual_scaled refit": "gradual, refit",
+        "weight retrain": "magnitude, retrained",
+        "sparsegpt none": "SparseGPT, as pruned",
+    }
+    rows = [[title, *(mean(name, state, s) for s in LEVELS)] for state, title in states.items()]
+    return markdown(at(LEVELS), rows)
 
 
-def today(name):
-    """Accuracy of methods of today at high sparsity, and the weights that are live at 0.95."""
-    rows = []
-    for state, title in TODAY.items():
-        series = [reached(name, state, sparsity) for sparsity in LEVELS]
-        if all(map(len, series)):  # digits have no distilled networks
-            live = reached(name, state, 0.95, "live_fraction").mean()
-            rows.append([title, *map(cell, series), f"{live:.3f}"])
-    heads = ["sparsity", *(f"{sparsity:g}" for sparsity in LEVELS), "live at 0.95"]
-    return markdown(heads, rows)
-
-
-def against(name):
-    """Paired differences between methods of today."""
-    rows = []
-    for title, states in COMPARED.items():
-        pairs = [[reached(name, state, sparsity) for state in states] for sparsity in LEVELS]
-        if all(len(series) for pair in pairs for series in pair):
-            rows.append([title, *(gain(*pair) for pair in pairs)])
-    return markdown(["sparsity", *(f"{sparsity:g}" for sparsity in LEVELS)], rows)
-
-
-def accuracies(name, repair):
-    """Accuracy of every method at every level after a repair."""
-    methods = list(METHODS) if repair == "retrain" else list(METHODS)[:-1]
-    rows = [["0 (dense)", *[cell(values(name, "dense", 0, repair))] * len(methods)]]
-    for sparsity in SPARSITIES:
-        cells = [cell(values(name, method, sparsity, repair)) for method in methods]
-        rows.append([f"{sparsity:g}", *cells])
-    return markdown(["sparsity", *(METHODS[method] for method in methods)], rows)
-
-
-def sizes(name):
-    """Live share and speed-up of every method at every level."""
-    methods = [method for method in METHODS if method != "scratch"]
-    rows = []
-    for sparsity in SPARSITIES:
-        cells = [
-            f"{share(name, method, sparsity)}, {speedup(name, method, sparsity)}×"
-            for method in methods
-        ]
-        rows.append([f"{sparsity:g}", *cells])
-    return markdown(["sparsity", *(METHODS[method] for method in methods)], rows)
-
-
-def ladder(name):
-    """What pruning costs, and what each repair gives back of it."""
-    networks = {
-        "weight": (0.9, 0.95, 0.97, 0.99),
-        "neuron": (0.7, 0.8, 0.9, 0.95),
-        "random_weight": (0.6, 0.7, 0.8, 0.9),
+def reached(name):
+    """What each method and repair reaches with few weights, and the weights live at 0.95."""
+    repaired = {"none": "as pruned", "refit": "refit", "distilled": "distilled"}
+    repaired["retrain"] = "retrained"
+    methods = {
+        "weight": "magnitude",
+        "scaled_weight": "magnitude × input",
+        "gradual_scaled": "gradual × input",
+        "sparsegpt": "SparseGPT",
     }
     rows = []
-    for method, sparsities in networks.items():
-        for sparsity in sparsities:
-            states = [values(name, method, sparsity, repair) for repair in REPAIRS]
-            dense = values(name, "dense")
-            steps = [gain(after, before) for before, after in zip(states, states[1:])]
-            cells = [gain(dense, states[0]), *steps, gain(dense, states[-1])]
-            rows.append([METHODS[method], f"{sparsity:g}", *cells])
-    titles = list(REPAIRS.values())
-    gains = [f"{after} over {before}" for before, after in zip(titles, titles[1:])]
-    return markdown(["pruned", "sparsity", "lost as pruned", *gains, "lost retrained"], rows)
+    for repair, state in repaired.items():
+        for method, title in methods.items():
+            cells = [cell(values(name, f"{method} {repair}", level)) for level in LEVELS]
+            rows.append([f"{title}, {state}", *cells, live(name, method, 0.95)])
+    return markdown([*at(LEVELS), "live at 0.95"], rows)
 
 
-def matched(name):
+def repairs():
+    """What pruning costs, and what each repair gives back of it."""
+    networks = {"weight": (0.9, 0.95, 0.99), "neuron": (0.8, 0.9), "random_weight": (0.8,)}
+    rows = []
+    for name, title in TITLES.items():
+        dense = values(name, "dense none")
+        for method, sparsities in networks.items():
+            for sparsity in sparsities:
+                states = [values(name, f"{method} {repair}", sparsity) for repair in REPAIRS]
+                steps = [gain(after, before) for before, after in zip(states, states[1:])]
+                cells = [gain(dense, states[0]), *steps, gain(dense, states[-1])]
+                rows.append([title, f"{METHODS[method]} {sparsity:g}", *cells])
+    heads = ["data set", "pruned", "lost", "no output bias", "+ output layer refit", "+ all refit"]
+    return markdown([*heads, "retrained over refit", "still lost"], rows, 2)
+
+
+def matched():
     """Matched weights against neurons in each state."""
-    states = [repair for repair in REPAIRS if repair != "refit_output"]
     rows = []
-    for sparsity in SPARSITIES[:-2]:
-        row = [f"{sparsity:g}"]
-        row += [share(name, method, sparsity) for method in ("neuron", "matched_weight")]
-        weight, neuron = (values(name, method, sparsity) for method in ("weight", "neuron"))
-        row.append(gain(weight, neuron, 0.9))
-        for repair in states:
-            pair = [
-                values(name, method, sparsity, repair) for method in ("matched_weight", "neuron")
-            ]
-            row.append(f"{gain(*pair, 0.9)} {verdict(*pair, ('weights', 'neurons'))}")
-        rows.append(row)
-    heads = ["sparsity", "live, neurons", "live, matched", "weights over neurons, as pruned"]
-    return markdown([*heads, *(REPAIRS[repair] for repair in states)], rows)
-
-
-def retrained(name):
-    """Retrained networks against dense ones, and against new ones of the same sizes."""
-    rows = []
-    for sparsity in SPARSITIES:
-        after = {m: values(name, m, sparsity, "retrain") for m in ("weight", "neuron", "scratch")}
-        cells = [
-            gain(after[method], values(name, "dense", 0, repair))
-            for method in ("weight", "neuron")
-            for repair in ("none", "retrain")
-        ]
-        rows.append([f"{sparsity:g}", *cells, gain(after["neuron"], after["scratch"])])
-    heads = [
-        f"{what} over dense{more}"
-        for what in ("weights", "neurons")
-        for more in ("", ", retrained too")
-    ]
-    return markdown(["sparsity", *heads, "neurons over scratch"], rows)
-
-
-def within_a_point(name, method, repair):
-    """The highest sparsity whose loss against dense is below one point, by the 95 % interval.
-
-    None if there is none.
-    """
-    dense = values(name, "dense")
-    networks = {level: values(name, method, level, repair) for level in SPARSITIES}
-    losses = {level: limits(dense, these) for level, these in networks.items() if len(these)}
-    return max((level for level, (*_, high) in losses.items() if high < MARGIN), default=None)
+    for name, title in TITLES.items():
+        for sparsity in SPARSITIES[2:-2]:
+            row = [title, f"{sparsity:g}"]
+            row += [live(name, method, sparsity) for method in ("neuron", "matched_weight")]
+            for repair in ("none", "no_bias", "refit", "retrain"):
+                methods = ("matched_weight", "neuron")
+                pair = [values(name, f"{method} {repair}", sparsity) for method in methods]
+                row.append(f"{gain(*pair, 0.9)} {verdict(*pair, ('weights', 'neurons'))}")
+            rows.append(row)
+    heads = ["data set", "sparsity", "live, neurons", "live, matched", "as pruned"]
+    return markdown([*heads, "without the output bias", "refit", "retrained"], rows, 2)
 
 
 def speed():
     """The sparsity and speed of each method that a repair keeps within one point of dense."""
+    methods = ("weight", "scaled_weight", "gradual_scaled", "neuron", "random_neuron", "scratch")
     rows = []
     for name, title in TITLES.items():
-        for repair in REPAIRS:
-            row = [title, REPAIRS[repair]]
-            for method in METHODS:
-                level = within_a_point(name, method, repair)
-                row.append(f"{level:g}, {speedup(name, method, level)}×" if level else "none")
-            rows.append(row)
-    return markdown(["data set", "repair", *METHODS.values()], rows, 2)
+        for repair in ("none", "refit", "retrain"):
+            cells = [within_a_point(name, method, repair) for method in methods]
+            rows.append([title, REPAIRS[repair], *cells])
+    return markdown(["data set", "repair", *(METHODS[method] for method in methods)], rows, 2)
 
 
-def distinct(rows, *columns):
-    """Distinct values of columns together, in the order of the rows."""
-    return rows[list(columns)].drop_duplicates().itertuples(index=False)
-
-
-def controls(name):
-    """Accuracy after each control."""
+def controls():
+    """What refitting needs: accuracy with other images, values, places and repairs."""
+    networks = {
+        "weights 0.95": ("weight", 0.95),
+        "weights 0.99": ("weight", 0.99),
+        "neurons 0.8": ("neuron", 0.8),
+        "random weights 0.8": ("random_weight", 0.8),
+        "random weights 0.95": ("random_weight", 0.95),
+    }
+    repaired = {  # titles: repair, images
+        "as pruned": ("none", "1000"),
+        "output layer refit": ("refit_output", "1000"),
+        "output layer refit, random values": ("random_values", "1000"),
+        "output layer refit, shuffled": ("shuffled_output", "1000"),
+        "refit": ("refit", "1000"),
+        "refit, shuffled": ("shuffled", "1000"),
+        "refit, 100 images": ("refit", "100"),
+        "refit, 300 images": ("refit", "300"),
+        "refit, 5,000 images": ("refit", "5000"),
+        "refit, foreign images": ("refit", "foreign"),
+    }
     rows = []
-    for repair, images, epochs in distinct(REPAIRED, "control", "images", "epochs"):
-        cells = [
-            cell(control(name, *network, repair, images, epochs))
-            for network in distinct(REPAIRED, "method", "sparsity")
-        ]
-        rows.append([CONTROL_TITLES[repair], f"{images:,}", str(epochs), *cells])
-    networks = distinct(REPAIRED, "method", "sparsity")
-    heads = [f"{METHODS[method]} {sparsity:g}" for method, sparsity in networks]
-    return markdown(["repair", "images", "epochs", *heads], rows)
-
-
-def distillation(name):
-    """Refit against distillation on the same images."""
-    rows = []
-    for method, sparsity in distinct(REPAIRED, "method", "sparsity"):
-        refit = control(name, method, sparsity, "refit")
-        short, long = (
-            control(name, method, sparsity, "distilled", epochs=epochs) for epochs in (10, 40)
-        )
-        both = control(name, method, sparsity, "refit_distilled", epochs=10)
-        again = values(name, method, sparsity, "retrain")
-        cells = [gain(refit, short), gain(refit, long), gain(both, long), gain(again, refit)]
-        rows.append([f"{METHODS[method]} {sparsity:g}", *cells])
-    heads = ["refit over 10 epochs of distillation", "refit over 40 epochs"]
-    heads += ["refit and 10 epochs over 40 epochs", "retrained over refit"]
-    return markdown(["pruned", *heads], rows)
+    for name, title in TITLES.items():
+        for network, (method, sparsity) in networks.items():
+            cells = [
+                mean(name, f"{method} {repair}", sparsity, images=images)
+                for repair, images in repaired.values()
+            ]
+            rows.append([title, network, *cells])
+    return markdown(["data set", "pruned", *repaired], rows, 2)
 
 
 def once(name, method, sparsity):
@@ -416,19 +282,30 @@ def original():
     for sparsity in SLOPE:
         rows.append([f"{sparsity:g}"])
         for name, method in ORIGINAL:
-            rows[-1] += [once(name, method, sparsity), cell(values(name, method, sparsity))]
+            rows[-1] += [
+                once(name, method, sparsity),
+                cell(values(name, f"{method} none", sparsity)),
+            ]
     return markdown(heads, rows)
 
 
-TABLES = {"repaired": repaired, "speed": speed, "original": original}
+def everything(name):
+    """Mean accuracy of every method at every level after every repair; live share and speed-up."""
+    shown = {title: functools.partial(mean_after, repair) for repair, title in REPAIRS.items()}
+    shown |= {"live share": live, "speed-up": speedup}
+    rows = [
+        [title, f"{sparsity:g}", *(show(name, method, sparsity) for method in METHODS)]
+        for title, show in shown.items()
+        for sparsity in SPARSITIES
+    ]
+    return markdown(["", "sparsity", *METHODS.values()], rows, 2)
+
+
+TABLES = {table.__name__: table for table in (repairs, matched, speed, controls, original)}
+TABLES["front"] = functools.partial(front, "mnist")
 for dataset in DATASETS:
-    for table in (today, against):
+    for table in (reached, everything):
         TABLES[f"{table.__name__} {dataset}"] = functools.partial(table, dataset)
-for dataset in TITLES:
-    for table in (results, sizes, ladder, matched, retrained, controls, distillation):
-        TABLES[f"{table.__name__} {dataset}"] = functools.partial(table, dataset)
-    for state in REPAIRS:
-        TABLES[f"{state} {dataset}"] = functools.partial(accuracies, dataset, state)
 
 
 def render(text):
