@@ -259,6 +259,7 @@ def benchmark_repairs(repeats, network, data):
         "SparseGPT": lambda: prune("sparsegpt"),
         "gradual × input": lambda: prune("gradual_scaled"),
         "magnitude, distilled": lambda: controls.distilled(*prune("weight")),
+        "gradual × input, distilled": lambda: controls.distilled(*prune("gradual_scaled")),
         "magnitude, retrained, 1 epoch": lambda: train(
             prune("weight")[0], data, len(data.train_images) // BATCH_SIZE, 1
         ),

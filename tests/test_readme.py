@@ -73,13 +73,11 @@ def closed(name, sparsity):
 
 
 def fewer_images(name, images):
-    """What weights at 0.95 lose by refitting on other images than 1,000 of their data set."""
     refit = values(name, "weight refit", 0.95)
     return points(refit, values(name, "weight refit", 0.95, images=images))
 
 
 def more_images(name):
-    """How far magnitude, refit, is ahead of SparseGPT with 5,000 images for both."""
     both = [
         values(name, state, 0.95, images="5000") for state in ("weight refit", "sparsegpt none")
     ]
@@ -105,6 +103,7 @@ EXPECTED = [
     tables.speedup("mnist", "neuron", 0.8).replace("×", " times"),
     versus("mnist", 0.95, "scaled_weight none", "weight none"),
     versus("mnist", 0.95, "weight refit", "scaled_weight refit"),
+    versus("mnist", 0.99, "scaled_weight refit", "weight refit"),
     points(values("mnist", "dense none"), values("mnist", "weight none", 0.5)),
     points(values("mnist", "dense none"), values("mnist", "random_weight none", 0.5)),
     versus("mnist", 0.95, "weight no_bias", "weight none"),
@@ -128,7 +127,6 @@ EXPECTED_DETAILS = [
     versus("fashion_mnist", 0.97, "gradual_scaled refit", "weight refit"),
     versus("digits", 0.97, "gradual_scaled refit", "weight refit"),
     versus("fashion_mnist", 0.95, "gradual_scaled refit", "weight refit"),
-    versus("mnist", 0.99, "gradual_scaled refit", "weight distilled"),
     versus("fashion_mnist", 0.99, "weight distilled", "gradual_scaled refit"),
     versus("mnist", 0.99, "weight retrain", "gradual_scaled refit"),
     versus("fashion_mnist", 0.99, "weight retrain", "gradual_scaled refit"),
@@ -138,6 +136,8 @@ EXPECTED_DETAILS = [
     closed("fashion_mnist", 0.99),
     closed("mnist", 0.95),
     closed("fashion_mnist", 0.95),
+    versus("mnist", 0.99, "gradual_scaled retrain", "gradual_scaled distilled"),
+    versus("fashion_mnist", 0.99, "gradual_scaled retrain", "gradual_scaled distilled"),
     versus("mnist", 0.95, "weight refit", "sparsegpt none"),
     versus("fashion_mnist", 0.95, "weight refit", "sparsegpt none"),
     versus("mnist", 0.95, "weight refit", "sparsegpt refit"),
@@ -146,6 +146,7 @@ EXPECTED_DETAILS = [
     versus("fashion_mnist", 0.95, "weight refit", "sparsegpt_one_block none"),
     more_images("mnist"),
     more_images("fashion_mnist"),
+    versus("digits", 0.95, "sparsegpt refit", "weight refit"),
     equal_live("mnist", "scaled_weight"),
     equal_live("fashion_mnist", "scaled_weight"),
     equal_live("mnist", "sparsegpt"),
@@ -157,6 +158,9 @@ EXPECTED_DETAILS = [
     versus("digits", 0.9, "weight none", "scaled_weight none"),
     versus("mnist", 0.95, "scaled_weight refit", "wanda refit"),
     versus("fashion_mnist", 0.95, "scaled_weight refit", "wanda refit"),
+    mean("mnist", "dense none"),
+    mean("fashion_mnist", "dense none"),
+    mean("digits", "dense none"),
     versus("mnist", 0.99, "random_weight refit_output", "random_weight refit"),
     versus("fashion_mnist", 0.7, "matched_weight retrain", "neuron retrain"),
     versus("mnist", 0.8, "matched_weight no_bias", "neuron no_bias"),
@@ -229,13 +233,12 @@ def test_one_is_surely_ahead_as_the_page_says(names, levels, better, worse):
         assert low > 0, (name, sparsity)
 
 
-def test_the_run_of_the_original_is_above_all_seeds_in_seven_cells():
-    cells = itertools.product(tables.ORIGINAL, tables.SLOPE)
-    above = [
-        float(tables.once(*which, level)) > values(which[0], f"{which[1]} none", level).max()
-        for which, level in cells
-    ]
-    assert sum(above) == 7
+def test_the_run_of_the_original_is_above_the_mean_in_13_cells_and_above_all_seeds_in_seven():
+    cells = [(*which, level) for which in tables.ORIGINAL for level in tables.SLOPE]
+    ours = [values(name, f"{method} none", level) for name, method, level in cells]
+    leads = [float(tables.once(*cell)) - seeds for cell, seeds in zip(cells, ours)]
+    assert sum(lead.mean() > 0 for lead in leads) == 13
+    assert sum(lead.min() > 0 for lead in leads) == 7
 
 
 def test_the_method_of_ones_own_works_as_shown():

@@ -169,6 +169,7 @@ def front(name):
         "gradual_scaled refit": "gradual, refit",
         "weight retrain": "magnitude, retrained",
         "sparsegpt none": "SparseGPT, as pruned",
+        "sparsegpt refit": "SparseGPT, refit",
     }
     rows = [[title, *(mean(name, state, s) for s in LEVELS)] for state, title in states.items()]
     return markdown(at(LEVELS), rows)
