@@ -84,10 +84,10 @@ def gain(better, worse, confidence=0.95):
 
 def gap_closed(name, state, sparsity):
     """Percentage of what one epoch of retraining gains over magnitude as pruned, as text."""
-    reached, pruned, retrained = (
+    gained, pruned, retrained = (
         values(name, each, sparsity) for each in (state, "weight none", "weight retrain")
     )
-    return as_text(*interval(100 * (reached - pruned) / (retrained - pruned)))
+    return as_text(*interval(100 * (gained - pruned) / (retrained - pruned)))
 
 
 def mean(*key, **options):
