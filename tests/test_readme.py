@@ -89,12 +89,8 @@ def equal_live(name, method):
     return points(values(name, f"{method} refit", 0.95), values(name, "weight refit", 0.97))
 
 
-def both(show, *what):
-    return [show(name, *what) for name in TITLES]
-
-
-def all_three(show, *what):
-    return [show(name, *what) for name in tables.DATASETS]
+def each(names, show, *what):
+    return [show(name, *what) for name in names]
 
 
 COLLAPSED = values("mnist", "weight none", 0.95)
@@ -114,41 +110,41 @@ EXPECTED = [
     versus("mnist", 0.99, "scaled_weight refit", "weight refit"),
     points(values("mnist", "dense none"), values("mnist", "weight none", 0.5)),
     points(values("mnist", "dense none"), values("mnist", "random_weight none", 0.5)),
-    *both(versus, 0.95, "weight no_bias", "weight none"),
+    *each(TITLES, versus, 0.95, "weight no_bias", "weight none"),
     versus("fashion_mnist", 0.95, "weight refit", "weight none"),
     mean("mnist", "random_weight none", 0.8),
     mean("mnist", "random_weight refit_output", 0.8),
     versus("mnist", 0.8, "random_weight refit_output", "random_weight random_values"),
 ]
 EXPECTED_DETAILS = [
-    *all_three(versus, 0.97, "gradual_scaled distilled", "weight distilled"),
-    *all_three(versus, 0.99, "gradual_scaled distilled", "weight distilled"),
-    *all_three(versus, 0.99, "gradual_scaled refit", "weight refit"),
-    *all_three(versus, 0.97, "gradual_scaled refit", "weight refit"),
+    *each(tables.DATASETS, versus, 0.97, "gradual_scaled distilled", "weight distilled"),
+    *each(tables.DATASETS, versus, 0.99, "gradual_scaled distilled", "weight distilled"),
+    *each(tables.DATASETS, versus, 0.99, "gradual_scaled refit", "weight refit"),
+    *each(tables.DATASETS, versus, 0.97, "gradual_scaled refit", "weight refit"),
     versus("fashion_mnist", 0.95, "gradual_scaled refit", "weight refit"),
     versus("fashion_mnist", 0.99, "weight distilled", "gradual_scaled refit"),
-    *both(versus, 0.99, "weight retrain", "gradual_scaled refit"),
-    *both(versus, 0.99, "weight retrain", "gradual_scaled distilled"),
-    *both(closed, 0.99),
-    *both(closed, 0.95),
-    *both(versus, 0.99, "gradual_scaled retrain", "gradual_scaled distilled"),
-    *both(versus, 0.95, "weight refit", "sparsegpt none"),
-    *both(versus, 0.95, "weight refit", "sparsegpt refit"),
-    *both(versus, 0.95, "weight refit", "sparsegpt_one_block none"),
-    *both(more_images),
+    *each(TITLES, versus, 0.99, "weight retrain", "gradual_scaled refit"),
+    *each(TITLES, versus, 0.99, "weight retrain", "gradual_scaled distilled"),
+    *each(TITLES, closed, 0.99),
+    *each(TITLES, closed, 0.95),
+    *each(TITLES, versus, 0.99, "gradual_scaled retrain", "gradual_scaled distilled"),
+    *each(TITLES, versus, 0.95, "weight refit", "sparsegpt none"),
+    *each(TITLES, versus, 0.95, "weight refit", "sparsegpt refit"),
+    *each(TITLES, versus, 0.95, "weight refit", "sparsegpt_one_block none"),
+    *each(TITLES, more_images),
     versus("digits", 0.95, "sparsegpt refit", "weight refit"),
-    *both(equal_live, "scaled_weight"),
-    *both(equal_live, "sparsegpt"),
+    *each(TITLES, equal_live, "scaled_weight"),
+    *each(TITLES, equal_live, "sparsegpt"),
     versus("mnist", 0.95, "scaled_weight none", "weight none"),
     versus("mnist", 0.95, "weight refit", "scaled_weight refit"),
-    *both(versus, 0.99, "scaled_weight refit", "weight refit"),
+    *each(TITLES, versus, 0.99, "scaled_weight refit", "weight refit"),
     versus("digits", 0.9, "weight none", "scaled_weight none"),
-    *both(versus, 0.95, "scaled_weight refit", "wanda refit"),
-    *all_three(mean, "dense none"),
+    *each(TITLES, versus, 0.95, "scaled_weight refit", "wanda refit"),
+    *each(tables.DATASETS, mean, "dense none"),
     versus("mnist", 0.99, "random_weight refit_output", "random_weight refit"),
     versus("fashion_mnist", 0.7, "matched_weight retrain", "neuron retrain"),
     versus("mnist", 0.8, "matched_weight no_bias", "neuron no_bias"),
-    *both(versus, 0.95, "scratch retrain", "neuron retrain"),
+    *each(TITLES, versus, 0.95, "scratch retrain", "neuron retrain"),
     fewer_images("mnist", "100"),
     fewer_images("mnist", "foreign"),
     versus("mnist", 0.95, "weight shuffled", "weight shuffled_output"),
