@@ -18,10 +18,11 @@ from scipy import stats
 PUBLISHED = Path(__file__).parent
 ROOT = PUBLISHED.parents[1]
 sys.path.insert(0, str(ROOT))
+from controls import DATASETS, LEVELS, REFIT
+
 from network_pruning import SPARSITIES, STYLES, TITLES
 
 FILES = (ROOT / "README.md", PUBLISHED / "README.md")
-DATASETS = (*TITLES, "digits")
 RESULTS = pd.concat(pd.read_csv(PUBLISHED / f"{name}.csv") for name in DATASETS)
 CONTROLS = pd.read_csv(PUBLISHED / "controls.csv", dtype={"images": str})
 NETWORKS = ["dataset", "method", "sparsity", "repair", "images"]  # what all seeds have in common
@@ -41,7 +42,6 @@ METHODS = {  # of the script, with their titles
 REPAIRS = {  # with their titles
     name: STYLES[name]["label"] for name in ("none", "no_bias", "refit_output", "refit", "retrain")
 }
-LEVELS = (0.9, 0.95, 0.97, 0.99)  # where little is left
 SLOPE = (0.6, 0.7, 0.8, 0.9, 0.95, 0.97)  # where the curves of the original fall
 ORIGINAL = {  # test accuracy of one run of the original's own script, at 0 and SPARSITIES
     ("mnist", "weight"): "0.979 0.980 0.981 0.981 0.980 0.979 0.955 0.533 0.196 0.097",
@@ -49,6 +49,7 @@ ORIGINAL = {  # test accuracy of one run of the original's own script, at 0 and 
     ("fashion_mnist", "weight"): "0.886 0.886 0.887 0.887 0.882 0.867 0.737 0.421 0.256 0.106",
     ("fashion_mnist", "neuron"): "0.886 0.887 0.886 0.878 0.734 0.500 0.136 0.100 0.100 0.100",
 }
+AT_LEVELS = ["sparsity", *(f"{level:g}" for level in LEVELS)]  # heads of columns
 MARGIN = 1.0  # point of accuracy; two methods closer than that are equivalent
 
 
@@ -156,12 +157,7 @@ def markdown(heads, rows, texts=1):
     return "\n".join("|".join(["", *line, ""]) for line in (heads, rule, *rows))
 
 
-def at(levels):
-    """Heads of columns, one for each sparsity."""
-    return ["sparsity", *(f"{level:g}" for level in levels)]
-
-
-def front(name):
+def front():
     """The front page's table: what is reached with few weights."""
     states = {
         "weight none": "magnitude, as pruned",
@@ -171,14 +167,18 @@ def front(name):
         "sparsegpt none": "SparseGPT, as pruned",
         "sparsegpt refit": "SparseGPT, refit",
     }
-    rows = [[title, *(mean(name, state, s) for s in LEVELS)] for state, title in states.items()]
-    return markdown(at(LEVELS), rows)
+    rows = [[title, *(mean("mnist", state, s) for s in LEVELS)] for state, title in states.items()]
+    return markdown(AT_LEVELS, rows)
 
 
 def reached(name):
     """What each method and repair reaches with few weights, and the weights live at 0.95."""
-    repaired = {"none": "as pruned", "refit": "refit", "distilled": "distilled"}
-    repaired["retrain"] = "retrained"
+    repaired = {
+        "none": "as pruned",
+        "refit": "refit",
+        "distilled": "distilled",
+        "retrain": "retrained",
+    }
     methods = {
         "weight": "magnitude",
         "scaled_weight": "magnitude × input",
@@ -190,7 +190,7 @@ def reached(name):
         for method, title in methods.items():
             cells = [cell(values(name, f"{method} {repair}", level)) for level in LEVELS]
             rows.append([f"{title}, {state}", *cells, live(name, method, 0.95)])
-    return markdown([*at(LEVELS), "live at 0.95"], rows)
+    return markdown([*AT_LEVELS, "live at 0.95"], rows)
 
 
 def repairs():
@@ -238,13 +238,7 @@ def speed():
 
 def controls():
     """What refitting needs: accuracy with other images, values, places and repairs."""
-    networks = {
-        "weights 0.95": ("weight", 0.95),
-        "weights 0.99": ("weight", 0.99),
-        "neurons 0.8": ("neuron", 0.8),
-        "random weights 0.8": ("random_weight", 0.8),
-        "random weights 0.95": ("random_weight", 0.95),
-    }
+    networks = [(method, sparsity) for method, levels in REFIT.items() for sparsity in levels]
     repaired = {  # titles: repair, images
         "as pruned": ("none", "1000"),
         "output layer refit": ("refit_output", "1000"),
@@ -259,12 +253,12 @@ def controls():
     }
     rows = []
     for name, title in TITLES.items():
-        for network, (method, sparsity) in networks.items():
+        for method, sparsity in networks:
             cells = [
                 mean(name, f"{method} {repair}", sparsity, images=images)
                 for repair, images in repaired.values()
             ]
-            rows.append([title, network, *cells])
+            rows.append([title, f"{METHODS[method]} {sparsity:g}", *cells])
     return markdown(["data set", "pruned", *repaired], rows, 2)
 
 
@@ -302,8 +296,7 @@ def everything(name):
     return markdown(["", "sparsity", *METHODS.values()], rows, 2)
 
 
-TABLES = {table.__name__: table for table in (repairs, matched, speed, controls, original)}
-TABLES["front"] = functools.partial(front, "mnist")
+TABLES = {table.__name__: table for table in (front, repairs, matched, speed, controls, original)}
 for dataset in DATASETS:
     for table in (reached, everything):
         TABLES[f"{table.__name__} {dataset}"] = functools.partial(table, dataset)
