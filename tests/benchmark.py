@@ -26,7 +26,7 @@ import controls
 
 import network_pruning as project
 
-DEVICE = project.configure_tensorflow()
+project.configure_tensorflow()
 tf, keras = project.tf, project.keras
 sys.modules["triton"] = None  # PyTorch's; its LLVM and TensorFlow's end a process that loads both
 
@@ -34,7 +34,6 @@ PARTS = ("job", "training", "repairs", "sparse")
 OPTIONS = project.parse_options([])  # the recipe
 SIZES = [784, *OPTIONS.hidden_units, 10]
 BATCH_SIZE = OPTIONS.batch_size
-METHODS = {**project.METHODS, **controls.METHODS}
 RNG = np.random.default_rng(0)
 COMPACTED = 0.8  # sparsity of the neuron-pruned network whose retraining is timed
 MASKED = 0.9  # that of the weight-pruned one
@@ -46,15 +45,10 @@ def dense_network():
     return project.new_network(SIZES, RNG)
 
 
-def tensors(network):
-    """Copy the kernels of a network to the device."""
-    return [tf.constant(kernel) for kernel in network.kernels]
-
-
-def timed(work):
+def timed(work, *arguments):
     """Seconds that `work` takes."""
     began = time.perf_counter()
-    work()
+    work(*arguments)
     return time.perf_counter() - began
 
 
@@ -66,7 +60,7 @@ def products(batches):
 
     Each product reads the one before, and each gradient is read, or TensorFlow would skip it.
     """
-    kernels = tensors(dense_network())
+    kernels = [tf.constant(kernel) for kernel in dense_network().kernels]
     images = tf.random.uniform((BATCH_SIZE, SIZES[0]))
 
     @tf.function
@@ -103,36 +97,31 @@ def updates(batches):
     return lambda: loop(tf.constant(batches)).numpy()
 
 
-def train(network, data, batches, epochs):
-    """Train a network on some batches as the script does."""
-    count = batches * BATCH_SIZE
-    images, targets = data.train_images[:count], data.train_targets[:count]
-    some = data._replace(train_images=images, train_targets=targets)
-    return project.train(network, some, epochs, OPTIONS, RNG)
-
-
 def forward(network, images):
     """Logits of images."""
-    return project.logits(network, project.layer_inputs(network.hidden, images)[-1])
+    return project.layer_inputs(network.hidden, images)[-1] @ network.output + network.bias
 
 
 def this_project(batches, data, network):
     """Return work that trains on batches, with their share of what a whole training traces."""
-    share = batches * BATCH_SIZE / (len(data.train_images) * OPTIONS.epochs)
+    count = batches * BATCH_SIZE
+    images, targets = data.train_images[:count], data.train_targets[:count]
+    some = data._replace(train_images=images, train_targets=targets)
+    share = count / (len(data.train_images) * OPTIONS.epochs)
 
     def work():
-        once = timed(lambda: train(network, data, batches, 1))
-        seconds = timed(lambda: train(network, data, batches, 2)) - once
+        once = timed(project.train, network, some, 1, OPTIONS, RNG)
+        seconds = timed(project.train, network, some, 2, OPTIONS, RNG) - once
         tracing = once - seconds
         return seconds + share * tracing
 
     return work
 
 
-def pruned_network(method, sparsity):
+def pruned_network(prune, sparsity):
     """Prune an untrained network and compact it."""
     dense = dense_network()
-    hidden = METHODS[method](dense.hidden, (), sparsity, RNG)
+    hidden = [prune(kernel, sparsity) for kernel in dense.hidden]
     return project.network_of([*project.compact([*hidden, dense.output]), dense.bias])
 
 
@@ -201,21 +190,21 @@ def pytorch(batches, data):
 
 def benchmark_training(repeats, batches, data):
     """Print seconds per epoch and ratios to the floor, products and updates each on their own."""
-    small = pruned_network("neuron", COMPACTED)
+    small = pruned_network(project.prune_neurons, COMPACTED)
+    masked = pruned_network(project.prune_weights, MASKED)
     weights = [sum(kernel.size for kernel in net.kernels) for net in (small, dense_network())]
+    smaller = f"retraining, {weights[0] / weights[1]:.0%} of the size"
     works = {
-        "matrix products alone": clocked(products(batches)),
-        "Adam updates alone": clocked(updates(batches)),
+        "matrix products alone": functools.partial(timed, products(batches)),
+        "Adam updates alone": functools.partial(timed, updates(batches)),
         "this project": this_project(batches, data, dense_network()),
-        "retraining, masked": this_project(batches, data, pruned_network("weight", MASKED)),
-        f"retraining, {weights[0] / weights[1]:.0%} of the size": this_project(
-            batches, data, small
-        ),
-        "keras.Model.fit": clocked(keras_fit(batches, data)),
-        "a TensorFlow 1 graph, fed": clocked(original(batches, data)),
+        "retraining, masked": this_project(batches, data, masked),
+        smaller: this_project(batches, data, small),
+        "keras.Model.fit": functools.partial(timed, keras_fit(batches, data)),
+        "a TensorFlow 1 graph, fed": functools.partial(timed, original(batches, data)),
     }
     if importlib.util.find_spec("torch"):
-        works["PyTorch, fused Adam"] = clocked(pytorch(batches, data))
+        works["PyTorch, fused Adam"] = functools.partial(timed, pytorch(batches, data))
     for work in works.values():  # traces and warms up
         work()
     epoch = len(data.train_images) / (batches * BATCH_SIZE)
@@ -231,44 +220,34 @@ def benchmark_training(repeats, batches, data):
         print(f"{name:32}" + "".join(f"{cell:10.3f}" for cell in cells))
 
 
-def clocked(work):
-    """Return work that times other work."""
-    return lambda: timed(work)
-
-
 # -------------------------------------------------------------------------- repairs, sparse, job
 
 
 def benchmark_repairs(repeats, network, data):
     """Print how long it takes to prune a trained network and to repair it, in several ways."""
-    images = data.train_images[: OPTIONS.refit_images].numpy()
-    inputs = [np.asarray(received) for received in project.layer_inputs(network.hidden, images)]
-    outputs = [received @ kernel for received, kernel in zip(inputs, network.kernels)]
-
-    def prune(method):
-        hidden = METHODS[method](network.hidden, inputs[:-1], REPAIRED, RNG)
-        kernels = [*hidden, network.output]
-        targets = [
-            output[:, live] for output, live in zip(outputs, project.live_units(kernels)[1:])
-        ]
-        return project.network_of([*project.compact(kernels), network.bias]), images, targets
-
-    works = {
-        "magnitude, refit": lambda: project.refit_all(*prune("weight")),
-        "magnitude × input, refit": lambda: project.refit_all(*prune("scaled_weight")),
-        "SparseGPT": lambda: prune("sparsegpt"),
-        "gradual × input": lambda: prune("gradual_scaled"),
-        "magnitude, distilled": lambda: controls.distilled(*prune("weight")),
-        "gradual × input, distilled": lambda: controls.distilled(*prune("gradual_scaled")),
-        "magnitude, retrained, 1 epoch": lambda: train(
-            prune("weight")[0], data, len(data.train_images) // BATCH_SIZE, 1
-        ),
+    ways = {  # titles: method, repair
+        "magnitude, refit": ("weight", "refit"),
+        "magnitude × input, refit": ("scaled_weight", "refit"),
+        "SparseGPT": ("sparsegpt", "none"),
+        "gradual": ("gradual_weight", "none"),
+        "gradual × input": ("gradual_scaled", "none"),
+        "magnitude, distilled": ("weight", "distilled"),
+        "gradual × input, distilled": ("gradual_scaled", "distilled"),
+        "magnitude, retrained, 1 epoch": ("weight", "retrain"),
     }
+    project.METHODS.update(controls.METHODS)
+    options = argparse.Namespace(**vars(OPTIONS) | {"sparsities": [REPAIRED]})
+
+    def work(method, repair):
+        project.REPAIRS = {name: f for name, f in controls.REPAIRS.items() if name == repair}
+        options.retrain_epochs = int(repair == "retrain")
+        return list(project.prune_and_repair(network, data, 0, method, options))
+
     print(f"\n{f'sparsity {REPAIRED}, medians of {repeats}':32}{'s':>10}{'of refit':>10}")
     seconds = {}
-    for name, work in works.items():
-        work()  # warms up; not interleaved, since TensorFlow's threads stay busy for a while
-        seconds[name] = statistics.median(timed(work) for _ in range(repeats))
+    for name, way in ways.items():
+        work(*way)  # warms up; not interleaved, since TensorFlow's threads stay busy for a while
+        seconds[name] = statistics.median(timed(work, *way) for _ in range(repeats))
         ratio = seconds[name] / seconds["magnitude, refit"]
         print(f"{name:32}{seconds[name]:10.2f}{ratio:10.1f}")
 
@@ -278,8 +257,7 @@ def benchmark_sparse(network, data, repeats=5):
     with tf.device("CPU"):  # the sparse product has no deterministic GPU kernel
         images = tf.identity(data.test_images)
         columns = tf.transpose(images)
-        kernels = tensors(network)
-        dense = project.network_of([*kernels, network.bias])
+        dense = project.network_of([tf.constant(a) for a in (*network.kernels, network.bias)])
         print("\nspeed-up over the dense network if zeros are skipped, on the CPU:")
         for level in (0.9, 0.95, 0.97, 0.99):
             hidden = [project.prune_weights(kernel, level).T for kernel in network.hidden]
@@ -289,29 +267,22 @@ def benchmark_sparse(network, data, repeats=5):
                 activations = columns
                 for kernel in sparse:
                     activations = tf.nn.relu(tf.sparse.sparse_dense_matmul(kernel, activations))
-                return tf.matmul(activations, kernels[-1], transpose_a=True).numpy()
+                return tf.matmul(activations, dense.output, transpose_a=True)
 
             run_sparse()
-            ratios = [
-                timed(lambda: forward(dense, images).numpy()) / timed(run_sparse)
-                for _ in range(repeats)
-            ]
+            ratios = [timed(forward, dense, images) / timed(run_sparse) for _ in range(repeats)]
             print(f"  sparsity {level:g}: {statistics.median(ratios):.2f}x")
 
 
 def benchmark_job(data_dir):
-    """Print the time and the memory of the whole job with one seed on both data sets.
-
-    Also that of a method added to its folder, and of the original's two methods alone.
-    """
-    command = [sys.executable, project.__file__, "--seeds", "0"]
-    command += ["--data-dir", str(data_dir)] if data_dir else []
-    for jobs in (["", "--methods gradual_scaled"], ["--methods weight neuron"]):
-        with tempfile.TemporaryDirectory() as folder:
-            for changes in jobs:
-                job = [*command, "--output-dir", folder, *changes.split()]
-                run = functools.partial(subprocess.run, job, check=True, capture_output=True)
-                print(f"--seeds 0 {changes}: {timed(run):.0f} s")
+    """Print the time and memory of the whole job with one seed, then the time of another method."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, project.__file__, "--seeds", "0", "--output-dir", folder]
+        command += ["--data-dir", str(data_dir)] if data_dir else []
+        run = functools.partial(subprocess.run, check=True, capture_output=True)
+        print(f"--seeds 0: {timed(run, command):.0f} s")
+        added = timed(run, [*command, "--methods", "matched_weight"])
+        print(f"--seeds 0 --methods matched_weight, in the same folder: {added:.0f} s")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"peak memory: {peak:.2f} GiB")
 
@@ -324,13 +295,13 @@ def main():
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batches", type=int, default=60, help="timed at once (default: 60)")
     options = parser.parse_args()
-    print(f"{DEVICE}; TensorFlow {tf.__version__}, Keras {keras.__version__}\n")
+    print(f"{project.device_name()}; TensorFlow {tf.__version__}, Keras {keras.__version__}\n")
     if "job" in options.parts:  # first: the peak of a process starts at its parent's size
         benchmark_job(options.data_dir)
     data = project.load_dataset("mnist", options.data_dir)
     if "training" in options.parts:
         benchmark_training(options.repeats, options.batches, data)
-    network = train(dense_network(), data, len(data.train_images) // BATCH_SIZE, 1)
+    network = project.train(dense_network(), data, 1, OPTIONS, RNG)
     if "repairs" in options.parts:
         benchmark_repairs(options.repeats, network, data)
     if "sparse" in options.parts:

@@ -1,5 +1,6 @@
 """What the test files share."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -11,18 +12,18 @@ import pandas
 import pytest
 
 import network_pruning
-from network_pruning import METHODS, tf
+from network_pruning import METHODS, network_of, tf
 
 ROOT = Path(network_pruning.__file__).parent
 SCRIPT = ROOT / "network_pruning.py"
 REAL_DATA = ROOT.parent / "shared" / "data"
-KEY = network_pruning.KEY[1:]  # of a row of a data set
+KEY = ["seed", "method", "sparsity", "repair"]  # of a row of a data set
 
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # pytest runs a worker on each core
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # the environment of the processes that tests start
 CLEAN = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
-DEVICE = network_pruning.configure_tensorflow()
+network_pruning.configure_tensorflow()
 
 # options of a small experiment
 TINY = ("--datasets", "digits", "--epochs", 1, "--hidden-units", 50, 20, "--sparsities", 0.5)
@@ -31,18 +32,41 @@ TINY = ("--datasets", "digits", "--epochs", 1, "--hidden-units", 50, 20, "--spar
 IMAGES = np.random.default_rng(0).random((100, 6), dtype=np.float32)
 LABELS = IMAGES.argmax(axis=1)
 TENSOR = tf.constant(IMAGES)
-TOY = network_pruning.Dataset("toy", TENSOR, tf.one_hot(LABELS, 6), TENSOR, LABELS, "")
+TOY = network_pruning.Dataset("toy", TENSOR, tf.one_hot(LABELS, 6), TENSOR, LABELS)
 
 
 def draw_kernels(sizes, rng):
     return [rng.normal(size=shape).astype(np.float32) for shape in zip(sizes, sizes[1:])]
 
 
-def pruned_by(method, kernels, sparsity, seed=0):
-    """Kernels of hidden layers, pruned by a method; those that look at inputs see random ones."""
+def draw_network(sizes, rng):
+    return network_of([*draw_kernels(sizes, rng), np.zeros(sizes[-1], np.float32)])
+
+
+def received(network, images):
+    """What each layer of a network receives, as arrays."""
+    return [np.asarray(array) for array in network_pruning.layer_inputs(network.hidden, images)]
+
+
+def pruned_by(method, network, sparsities, seed=0):
+    """Hidden kernels at each sparsity, pruned by a method; those that look at images see noise."""
+    images = np.random.default_rng(seed).random((9, network.sizes[0]), np.float32)
     rng = np.random.default_rng(seed)
-    inputs = [rng.random((9, kernel.shape[0]), np.float32) for kernel in kernels]
-    return METHODS[method](kernels, inputs, sparsity, np.random.default_rng(seed))
+    return list(METHODS[method](network, received(network, images), sparsities, rng))
+
+
+def edited(folder, *edits):
+    """Load a copy of the script in which each old text of the edits is a new one."""
+    text = SCRIPT.read_text("utf-8")
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "edited.py"
+    path.write_text(text, "utf-8")
+    spec = importlib.util.spec_from_file_location("edited", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -67,16 +91,17 @@ def run_command(tmp_path):
 def run_main(tmp_path, monkeypatch, capfd):
     """Run the script in this process, in an empty folder; draw its figures only if `draw`."""
     monkeypatch.chdir(tmp_path)
-    figures = network_pruning.FIGURES
 
-    def run(*arguments, draw=False):
-        monkeypatch.setattr(network_pruning, "FIGURES", figures if draw else {})
-        monkeypatch.setattr(network_pruning, "measure_speed", lambda s, _: dict.fromkeys(s, 1))
+    def run(*arguments, draw=False, script=network_pruning):
+        figures = script.FIGURES
+        script.FIGURES = figures if draw else {}
         message = ""
         try:
-            network_pruning.main([str(argument) for argument in arguments])
+            script.main([str(argument) for argument in arguments])
         except SystemExit as stop:
             message = f"{stop.code}\n"  # which Python prints as it exits
+        finally:
+            script.FIGURES = figures
         said = capfd.readouterr()
         returncode = 1 if message else 0
         return SimpleNamespace(returncode=returncode, stdout=said.out, stderr=said.err + message)
@@ -92,7 +117,7 @@ def real_data():
 
 
 def results(folder="plots", name="digits"):
-    return pandas.read_csv(Path(folder, f"{name}.csv"))
+    return pandas.read_csv(Path(folder, f"{name}.csv"), dtype={"dataset": str})
 
 
 def assert_one_line(done, message):

@@ -6,16 +6,63 @@ import pytest
 from conftest import ROOT, TOY, draw_kernels
 
 import network_pruning
-from network_pruning import layer_inputs, network_of
+from network_pruning import layer_inputs, network_of, prune_weights, refit_layers
 
 CASES = ROOT.parent / "shared" / "cases" / "sparsegpt.npz"
 
 
-def draw_network(rng):
-    """A network with two hidden layers, half of its hidden weights pruned, and 200 images."""
-    kernels = draw_kernels([30, 20, 10, 3], rng)
-    hidden = network_pruning.weight(kernels[:-1], None, 0.5, None)
-    return network_of([*hidden, kernels[-1], np.zeros(3, np.float32)]), rng.random((200, 30), "f")
+def draw_network(rng, sparsity=0.5):
+    """A network with two hidden layers, some of their weights pruned, and 200 images."""
+    *hidden, output = draw_kernels([30, 20, 10, 3], rng)
+    hidden = [prune_weights(kernel, sparsity) for kernel in hidden]
+    return network_of([*hidden, output, np.zeros(3, np.float32)]), rng.random((200, 30), "f")
+
+
+def pruned_once(method, network, inputs, sparsity):
+    [hidden] = controls.METHODS[method](network, inputs, [sparsity], None)
+    return hidden
+
+
+def test_global_pruning_removes_the_smallest_weights_of_all_layers():
+    hidden = [np.array([[1.0, -9.0], [2.0, 8.0]]), np.array([[3.0, -4.0, 0.5], [7.0, 6.0, 5.0]])]
+    # half of the 10 weights: 0.5, 1, 2, 3 and 4
+    first, second = pruned_once("global_weight", network_of([*hidden, None, None]), None, 0.5)
+    np.testing.assert_array_equal(first, [[0, -9], [0, 8]])
+    np.testing.assert_array_equal(second, [[0, 0, 0], [7, 6, 5]])
+
+
+def test_scaled_pruning_removes_the_smallest_products_of_magnitude_and_norm_of_the_input():
+    hidden = [np.array([[4.0, -1.0], [1.0, -0.3]]), np.array([[1.0, 2.0]])]
+    # the inputs have norms 1 and 5, and 0: the products are 4, 1, 5 and 1.5, and all 0
+    inputs = [np.array([[1.0, 3.0], [0.0, 4.0]]), np.array([[0.0], [0.0]])]
+    first, second = pruned_once("scaled_weight", network_of([*hidden, None, None]), inputs, 0.5)
+    np.testing.assert_array_equal(first, [[4, 0], [1, 0]])
+    np.testing.assert_array_equal(second, [[0, 2]])
+
+
+def test_gradual_pruning_refits_after_each_step_and_removes_a_superset():
+    network, images = draw_network(np.random.default_rng(0), sparsity=0)
+    inputs = [images, np.maximum(images @ network.hidden[0], 0)]
+    targets = [received @ kernel for received, kernel in zip(inputs, network.hidden)]
+    # two steps by hand: the first and the second of SPARSITIES
+    first = pruned_once("scaled_weight", network, inputs, 0.25)
+    fitted = network._replace(hidden=refit_layers(first, images, targets))
+    received = [images, np.maximum(images @ fitted.hidden[0], 0)]
+    second = pruned_once("scaled_weight", fitted, received, 0.5)
+    once, twice, thrice = controls.gradual_scaled(network, inputs, [0.25, 0.5, 0.55], None)
+    for layer in range(2):
+        np.testing.assert_array_equal(once[layer], first[layer])
+        np.testing.assert_allclose(twice[layer], second[layer], atol=1e-4)
+        assert not thrice[layer][twice[layer] == 0].any()
+
+
+def test_gradual_pruning_takes_the_same_steps_whatever_sparsities_are_named():
+    network, images = draw_network(np.random.default_rng(0), sparsity=0)
+    inputs = [images, np.maximum(images @ network.hidden[0], 0)]
+    levels = [0.1, 0.5, 0.55, 0.9, 1]
+    for sparsity, hidden in zip(levels, controls.gradual_scaled(network, inputs, levels, None)):
+        for kernel, alone in zip(hidden, pruned_once("gradual_scaled", network, inputs, sparsity)):
+            np.testing.assert_array_equal(kernel, alone)
 
 
 @pytest.mark.parametrize("case", range(3))
@@ -33,7 +80,7 @@ def test_sparsegpt_makes_what_its_authors_code_makes(case):
 @pytest.mark.parametrize("name", ["sparsegpt", "wanda"])
 def test_each_layer_is_pruned_on_the_outputs_of_those_pruned_before(name):
     network, images = draw_network(np.random.default_rng(0))
-    first, second = controls.METHODS[name](network.hidden, [images], 0.5, None)
+    first, second = pruned_once(name, network, [images], 0.5)
     received = np.maximum(images @ first, 0)
     expected = getattr(controls, name)(network.hidden[1], received, 0.5)
     np.testing.assert_array_equal(second, expected)
@@ -63,7 +110,7 @@ def test_a_distilled_network_is_nearer_to_the_dense_one_and_as_sparse():
     distilled = controls.distilled(network, images, [wanted])
 
     def cross_entropy(network):
-        outputs = network_pruning.logits(network, layer_inputs(network.hidden, images)[-1])
+        outputs = layer_inputs(network.hidden, images)[-1] @ network.output + network.bias
         losses = controls.tf.nn.softmax_cross_entropy_with_logits(teacher, outputs)
         return float(controls.tf.reduce_mean(losses))
 
@@ -82,4 +129,3 @@ def test_all_controls_of_a_seed_start_from_the_network_that_is_kept(tmp_path, mo
     measured = [(row["repair"], row["images"]) for row in rows]
     assert measured == [("none", 50), ("distilled", 50), ("refit", "foreign")]
     assert len(list(tmp_path.glob("networks/*"))) == 1
-    assert len({row["dense_network"] for row in rows}) == 1

@@ -73,7 +73,8 @@ IMAGES = idx_bytes(ARRAYS[0])
 
 PACKED = gzip.compress(IMAGES)
 FLOATS = struct.pack(">HBBI", 0, 0x0D, 1, 1) + bytes(4)
-OTHERS = [b"", FLOATS, b"<html>404: not found</html>", b"\x89PNG\r\n" + IMAGES]
+SIGNED = IMAGES.replace(b"\0\0\x08", b"\0\0\x09", 1)
+OTHERS = [b"", FLOATS, SIGNED, b"<html>404: not found</html>", b"\x89PNG\r\n" + IMAGES]
 
 
 @pytest.mark.parametrize(
@@ -94,13 +95,23 @@ def test_a_damaged_file_is_named(tmp_path, content):
         (3, ARRAYS[3][:-1], r"test labels \(9,\)"),
         (2, np.ones((10, 3, 4), np.uint8), r"test images \(10, 3, 4\)"),
         (0, ARRAYS[1], r"training images \(20,\)"),
-        (3, ARRAYS[3] + 1, "the test set has labels that the training set lacks"),
+        (1, ARRAYS[1][:, np.newaxis], r"training labels \(20, 1\)"),
+        (3, np.eye(10, dtype=np.uint8), r"test labels \(10, 10\)"),
     ],
 )
 def test_files_that_do_not_fit_each_other_are_refused(tmp_path, index, array, message):
     write_folder(tmp_path / "mine", [*ARRAYS[:index], array, *ARRAYS[index + 1 :]])
     with pytest.raises(UserError, match=f"^mine: .*{message}"):
         load_dataset("mine", tmp_path)
+
+
+def test_a_set_without_images_or_of_one_class_is_refused(tmp_path):
+    write_folder(tmp_path / "empty", [*ARRAYS[:2], ARRAYS[2][:0], ARRAYS[3][:0]])
+    with pytest.raises(UserError, match=r"^empty: .*test images \(0, 4, 3\), test labels \(0,\)$"):
+        load_dataset("empty", tmp_path)
+    write_folder(tmp_path / "one", [array if array.ndim > 1 else 0 * array + 7 for array in ARRAYS])
+    with pytest.raises(UserError, match="^one: all labels are 7; a classifier needs two classes$"):
+        load_dataset("one", tmp_path)
 
 
 @pytest.fixture
@@ -122,12 +133,18 @@ def test_without_a_data_dir_both_are_downloaded_by_keras(monkeypatch):
         assert_loaded(dataset)
 
 
-def test_without_a_network_the_digits_stand_in_and_two_lines_say_so(no_download, capsys):
+def test_if_one_set_cannot_be_downloaded_the_other_is_used(no_download, monkeypatch, capfd):
+    monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", lambda: (ARRAYS[:2], ARRAYS[2:]))
+    assert [dataset.name for dataset in load_datasets(None, None)] == ["fashion_mnist"]
+    assert capfd.readouterr().err.startswith("mnist cannot be downloaded: ")
+
+
+def test_without_a_network_the_digits_stand_in_and_three_lines_say_so(no_download, capfd):
     [dataset] = load_datasets(None, None)
     assert dataset.name == "digits"
     assert dataset.train_images.shape == (1437, 64) and dataset.test_images.shape == (360, 64)
     assert np.max(dataset.train_images) == 1 and set(dataset.test_labels) == set(range(10))
-    missing, instead = capsys.readouterr().err.splitlines()
+    missing, _, instead = capfd.readouterr().err.splitlines()
     assert missing.startswith("mnist cannot be downloaded") and "no route to host" in missing
     assert "put its files into DIR/mnist and pass --data-dir DIR" in missing
     assert instead == "Using scikit-learn's digits instead, 1,437 images."
@@ -155,6 +172,27 @@ def test_any_folder_in_the_format_of_mnist_is_a_data_set(run_main, tmp_path):
     assert run_main(*options).returncode == 0
     sizes = [results(name=name)["layer_sizes"][0] for name in ("mine", "digits")]
     assert sizes == ["12-50-20-10", "64-50-20-10"]
+
+
+@pytest.mark.parametrize("name", ["007", "NA", "a$b$c_", "."])
+def test_whatever_a_folder_is_called_it_is_measured_read_and_drawn(run_main, tmp_path, name):
+    write_folder(tmp_path / "data" / name)
+    options = (*TINY, "--data-dir", "data", "--datasets", name, "--seeds", 0, "--methods", "weight")
+    called = name.replace(".", "data")
+    tables = []
+    for _ in range(2):
+        assert run_main(*options, draw=True).returncode == 0
+        tables.append((tmp_path / "plots" / f"{called}.csv").read_bytes())
+        assert (tmp_path / "plots" / f"{called}-accuracy.png").exists()
+    assert tables[0] == tables[1]
+
+
+def test_two_folders_of_one_name_are_refused_before_any_training(run_main, tmp_path):
+    for folder in ("a", "b"):
+        write_folder(tmp_path / folder / "letters")
+    done = run_main(*TINY, "--data-dir", ".", "--datasets", "a/letters", "b/letters")
+    assert_one_line(done, "error: two data sets have the same name: rename a folder")
+    assert not (tmp_path / "plots").exists()
 
 
 def test_the_real_files_are_read(real_data):

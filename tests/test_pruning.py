@@ -2,13 +2,22 @@
 
 import numpy as np
 import pytest
-from conftest import draw_kernels, pruned_by
+from conftest import draw_network, pruned_by, received
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 import network_pruning
-from network_pruning import METHODS, compact, prune_neurons, prune_weights, refit, scaled_weight
+from network_pruning import (
+    METHODS,
+    compact,
+    network_of,
+    prune_neurons,
+    prune_weights,
+    refit,
+    saliencies,
+    sensitivities,
+)
 
 KERNEL = np.array(
     [
@@ -79,14 +88,17 @@ def test_what_is_no_fraction_or_not_finite_is_refused(prune):
         refit(KERNEL, np.ones((3, 2)), np.full((3, 4), np.inf))
 
 
-LAYER_BY_LAYER = ("weight", "neuron", "scaled_weight", "random_weight", "random_neuron")
+LAYER_BY_LAYER = [
+    name for name in METHODS if name not in ("dense", "matched_weight", "gradual_weight")
+]
 
 
 @pytest.mark.parametrize("method", LAYER_BY_LAYER)
 @given(kernel=KERNELS, levels=st.lists(SPARSITIES, min_size=2, max_size=2))
 def test_the_exact_number_goes_and_at_a_higher_sparsity_a_superset(method, kernel, levels):
     kernel = np.where(kernel == 0, np.float32(1), kernel).reshape(-1, kernel.shape[-1])
-    lower, higher = (pruned_by(method, [kernel], level)[0] == 0 for level in sorted(levels))
+    network = network_of([kernel, np.ones((kernel.shape[1], 2), np.float32), np.zeros(2, "f")])
+    lower, higher = (hidden[0] == 0 for hidden in pruned_by(method, network, sorted(levels)))
     assert not (lower & ~higher).any()
     if method.endswith("neuron"):
         assert (higher.any(axis=0) == higher.all(axis=0)).all()
@@ -94,51 +106,82 @@ def test_the_exact_number_goes_and_at_a_higher_sparsity_a_superset(method, kerne
     assert higher.sum() == round(max(levels) * higher.size)
 
 
-def test_global_pruning_removes_the_smallest_weights_of_all_layers():
-    kernels = [np.array([[1.0, -9.0], [2.0, 8.0]]), np.array([[3.0, -4.0, 0.5], [7.0, 6.0, 5.0]])]
-    # half of the 10 weights: 0.5, 1, 2, 3 and 4
-    first, second = pruned_by("global_weight", kernels, 0.5)
-    np.testing.assert_array_equal(first, [[0, -9], [0, 8]])
-    np.testing.assert_array_equal(second, [[0, 0, 0], [7, 6, 5]])
-
-
-def test_scaled_pruning_removes_the_smallest_products_of_magnitude_and_norm_of_the_input():
-    kernels = [np.array([[4.0, -1.0], [1.0, -0.3]]), np.array([[1.0, 2.0]])]
-    # the inputs have norms 1 and 5, and 0: the products are 4, 1, 5 and 1.5, and all 0
-    inputs = [np.array([[1.0, 3.0], [0.0, 4.0]]), np.array([[0.0], [0.0]])]
-    first, second = scaled_weight(kernels, inputs, 0.5, None)
-    np.testing.assert_array_equal(first, [[4, 0], [1, 0]])
-    np.testing.assert_array_equal(second, [[0, 2]])
-
-
 @given(sizes=SIZES, sparsity=SPARSITIES, seed=st.integers(0, 99))
 def test_matched_pruning_keeps_as_many_as_neuron_pruning_leaves_live(sizes, sparsity, seed):
-    *hidden, output = draw_kernels(sizes, np.random.default_rng(seed))
-    *live, _ = compact([*pruned_by("neuron", hidden, sparsity), output])
-    matched = pruned_by("matched_weight", hidden, sparsity)
+    network = draw_network(sizes, np.random.default_rng(seed))
+    [neurons], [matched] = (
+        pruned_by(method, network, [sparsity]) for method in ("neuron", "matched_weight")
+    )
+    live = compact([*neurons, network.output])[:-1]
     assert list(map(np.count_nonzero, matched)) == list(map(np.count_nonzero, live))
-    for kernel, pruned in zip(hidden, matched):
+    for kernel, pruned in zip(network.hidden, matched):
         gone = np.abs(kernel[pruned == 0])
         assert np.abs(pruned[pruned != 0]).min(initial=np.inf) >= gone.max(initial=0)
 
 
-def test_gradual_pruning_refits_after_each_step_and_removes_a_superset():
-    kernels = draw_kernels([30, 20, 10], np.random.default_rng(0))
-    images = np.random.default_rng(1).random((200, 30), np.float32)
-    inputs = [images, np.maximum(images @ kernels[0], 0)]
-    targets = [received @ kernel for received, kernel in zip(inputs, kernels)]
-    # two steps by hand: the first and the second of SPARSITIES
-    first = scaled_weight(kernels, inputs, 0.25, None)
-    fitted = network_pruning.refit_layers(first, images, targets)
-    second = scaled_weight(fitted, [images, np.maximum(images @ fitted[0], 0)], 0.5, None)
-    third = network_pruning.gradual_scaled(kernels, inputs, 0.55, None)
-    for layer in range(2):
-        once, twice = (
-            network_pruning.gradual_scaled(kernels, inputs, s, None)[layer] for s in (0.25, 0.5)
-        )
-        np.testing.assert_array_equal(once, first[layer])
-        np.testing.assert_allclose(twice, second[layer], atol=1e-4)
-        assert not third[layer][twice == 0].any()
+def test_saliency_is_magnitude_times_input_norm_times_the_response_of_the_logit():
+    kernel = np.array([[1.0, -1.0], [-2.0, 1.0]], np.float32)
+    network = network_of([kernel, np.array([[2.0], [-3.0]], np.float32), np.zeros(1, np.float32)])
+    inputs = received(network, np.array([[1.0, 0.0], [0.0, 1.0], [4.0, 1.0]], np.float32))
+    # the units output 1, 0, 2 and 0, 1, 0; a unit that outputs 0 passes no change on
+    units = np.array([2 * np.sqrt(2), 3])
+    np.testing.assert_allclose(sensitivities(network, inputs), [units], rtol=1e-6)
+    norms = np.sqrt([[17], [2]])
+    np.testing.assert_allclose(saliencies(network, inputs)[0], abs(kernel) * norms * units, 1e-6)
+    # of the weights 11.7, 12.4, 8.0 and 4.2; of the units sqrt(5) * 2.8 and 3
+    [weights] = METHODS["saliency_weight"](network, inputs, [0.5], None)
+    np.testing.assert_array_equal(weights[0], [[1, -1], [0, 0]])
+    [neurons] = METHODS["saliency_neuron"](network, inputs, [0.5], None)
+    np.testing.assert_array_equal(neurons[0], [[1, 0], [-2, 0]])
+
+
+def test_sensitivity_by_random_signs_is_about_that_of_all_logits():
+    """The largest error of this network's units is 0.055."""
+    network = draw_network([30, 20, 15, 10], np.random.default_rng(0))
+    inputs = received(network, np.random.default_rng(100).normal(size=(2000, 30)).astype("f"))
+    squares = [0, 0]
+    for logit in range(10):
+        of_one = network._replace(output=network.output[:, [logit]], bias=np.zeros(1))
+        for layer, norms in enumerate(sensitivities(of_one, inputs)):
+            squares[layer] = squares[layer] + norms**2
+    for norms, exact in zip(sensitivities(network, inputs), squares):
+        np.testing.assert_allclose(norms, np.sqrt(exact), rtol=0.2)
+
+
+def test_weights_of_all_layers_are_ranked_together_and_those_that_are_gone_go_first():
+    network = draw_network([5, 4, 3, 2], np.random.default_rng(0))
+    network.hidden[0][:3] = 0  # 12 of 32
+    images = np.random.default_rng(1).random((50, 5), np.float32)
+    images[:, 3] = 0  # live weights on it have a saliency of 0: 4 more
+    scores = saliencies(network, received(network, images))
+    for gone in (12, 16, 24, 31, 32):
+        pruned = network_pruning.prune_together(network, images, gone / 32)
+        assert sum(np.count_nonzero(kernel == 0) for kernel in pruned) == gone
+        assert not pruned[0][:3].any()
+        kept = [score[kernel != 0] for score, kernel in zip(scores, pruned)]
+        lost = [score[kernel == 0] for score, kernel in zip(scores, pruned)]
+        assert np.concatenate(kept).min(initial=np.inf) >= np.concatenate(lost).max()
+
+
+def test_gradual_pruning_refits_after_each_fifth_and_shares_its_rounds():
+    network = draw_network([30, 20, 10, 5], np.random.default_rng(0))
+    images = np.random.default_rng(0).random((9, 30), np.float32)  # as `pruned_by` has them
+    targets = [x @ kernel for x, kernel in zip(received(network, images), network.hidden)]
+    small = network_pruning.prune_together(network, images, 0.1)
+    # the first round, by hand
+    hidden = network_pruning.prune_together(network, images, 0.2)
+    fitted = tuple(network_pruning.refit_layers(hidden, images, targets, 5))
+    second = network_pruning.prune_together(network._replace(hidden=fitted), images, 0.3)
+    levels = [0.1, 0.2, 0.3, 0.9, 1]
+    found = pruned_by("gradual_weight", network, levels)
+    for expected, kernels in zip((small, hidden, second), found):
+        for one, other in zip(expected, kernels):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+    for level, kernels in zip(levels, found):
+        assert sum(map(np.count_nonzero, kernels)) == round((1 - level) * 800)
+    [alone] = pruned_by("gradual_weight", network, [0.9])
+    for one, other in zip(alone, found[3]):
+        np.testing.assert_array_equal(one, other)
 
 
 def outputs(kernels, inputs):
@@ -171,12 +214,12 @@ def test_where_no_path_is_left_every_layer_keeps_a_unit_without_weights():
 @settings(deadline=None, max_examples=50)
 @given(sizes=SIZES, sparsity=SPARSITIES, seed=st.integers(0, 99))
 def test_compacted_networks_compute_the_same_and_are_minimal(method, sizes, sparsity, seed):
-    rng = np.random.default_rng(seed)
-    *hidden, output = draw_kernels(sizes, rng)
-    kernels = [*pruned_by(method, hidden, sparsity, seed), output]
+    network = draw_network(sizes, np.random.default_rng(seed))
+    [hidden] = pruned_by(method, network, [sparsity], seed)
+    kernels = [*hidden, network.output]
     small = compact(kernels)
     assert [kernel.shape for kernel in compact(small)] == [kernel.shape for kernel in small]
-    inputs = rng.normal(size=(7, sizes[0])).astype(np.float32)
+    inputs = np.random.default_rng(seed).normal(size=(7, sizes[0])).astype(np.float32)
     expected = outputs(kernels, inputs)
     tolerance = 1e-5 * (1 + np.abs(expected).max())  # rounding of float32
     np.testing.assert_allclose(outputs(small, inputs), expected, rtol=1e-4, atol=tolerance)

@@ -7,10 +7,11 @@ import numpy as np
 import pandas
 import pytest
 import tables
+from controls import KEY, SPARSITIES
 from tables import RESULTS, gain, gap_closed, limits, mean, values, verdict
 
 import network_pruning
-from network_pruning import KEY, SPARSITIES, TITLES, prune_weights
+from network_pruning import TITLES, network_of, prune_weights
 
 README, DETAILS = (path.read_text() for path in tables.FILES)
 
@@ -224,10 +225,10 @@ def test_the_method_of_ones_own_works_as_shown():
     [code] = re.findall(r"```python\n(def largest_weight.*?)```", README, re.DOTALL)
     names = {**vars(network_pruning), "METHODS": {}}
     exec(code, names)
-    [pruned] = names["METHODS"]["largest_weight"](
-        [np.array([[1.0, -3.0], [2.0, 0.5]])], None, 0.5, None
-    )
+    network = network_of([np.array([[1.0, -3.0], [2.0, 0.5]]), None, None])
+    [pruned], [sparser] = names["METHODS"]["largest_weight"](network, None, [0.5, 0.75], None)
     np.testing.assert_array_equal(pruned, [[1, 0], [0, 0.5]])
+    np.testing.assert_array_equal(sparser, [[0, 0], [0, 0.5]])
 
 
 def test_the_page_of_the_results_explains_every_column():

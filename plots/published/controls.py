@@ -27,17 +27,49 @@ RECIPE = project.parse_options([])
 REFIT_IMAGES = RECIPE.refit_images
 DATASETS = (*project.TITLES, "digits")
 OTHERS = {"mnist": "fashion_mnist", "fashion_mnist": "mnist"}  # whose images are tried, too
+KEY = ["dataset", "seed", "method", "sparsity", "repair"]  # of a row
+SPARSITIES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)  # of what is published
 LEVELS = [0.9, 0.95, 0.97, 0.99]  # at which methods are compared
-REFIT = {  # networks whose refitting is explained
-    "weight": [0.95, 0.99],
-    "neuron": [0.8],
-    "random_weight": [0.8, 0.95],
-}
+# networks whose refitting is explained
+REFIT = {"weight": [0.95, 0.99], "neuron": [0.8], "random_weight": [0.8, 0.95]}
 DISTILLATION_EPOCHS = 40
-COLUMNS = ["dense_network", *project.KEY, "images", "live_fraction", "test_accuracy"]
+COLUMNS = [*KEY, "images", "live_fraction", "test_accuracy"]
 
 
 # ---------------------------------------------------------------------------------------- methods
+# Arguments are those of the script's methods.
+
+
+def scaled_weight(network, inputs, sparsities, rng):
+    """Remove the weights of smallest magnitude times the L2 norm of the input that they multiply.
+
+    The score of Wanda, which compares weights within each unit; this does within each layer.
+    """
+    norms = [np.linalg.norm(received, axis=0)[:, np.newaxis] for received in inputs]
+    scores = [np.abs(kernel) * norm for kernel, norm in zip(network.hidden, norms)]
+    return project.cut(network.hidden, scores, sparsities)
+
+
+def gradual_scaled(network, inputs, sparsities, rng):
+    """Prune by `scaled_weight` in the steps of SPARSITIES; refit the hidden layers between them."""
+    images = inputs[0]
+    targets = [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, network.hidden)]
+    steps = list(SPARSITIES)
+    for sparsity in sparsities:
+        while steps and steps[0] < sparsity:
+            [hidden] = scaled_weight(network, inputs, [steps.pop(0)], rng)
+            network = network._replace(hidden=tuple(project.refit_layers(hidden, images, targets)))
+            inputs = [np.asarray(x) for x in project.layer_inputs(network.hidden, images)]
+        yield from scaled_weight(network, inputs, [sparsity], rng)
+
+
+def global_weight(network, inputs, sparsities, rng):
+    """Remove the weights of smallest magnitude of all layers together."""
+    weights = np.concatenate([kernel.ravel() for kernel in network.hidden])
+    ends = np.cumsum([kernel.size for kernel in network.hidden])
+    for sparsity in sparsities:
+        layers = np.split(project.prune_weights(weights, sparsity), ends[:-1])
+        yield [layer.reshape(kernel.shape) for layer, kernel in zip(layers, network.hidden)]
 
 
 def wanda(kernel, inputs, sparsity):
@@ -84,18 +116,22 @@ def sparsegpt(kernel, inputs, sparsity, block=128, damping=0.01):
 def layer_by_layer(prune):
     """Make a method that prunes each layer on the outputs of the layers pruned before it."""
 
-    def method(kernels, inputs, sparsity, rng):
-        received = inputs[0]
-        pruned = []
-        for kernel in kernels:
-            pruned.append(prune(kernel, received, sparsity))
-            received = np.maximum(received @ pruned[-1], 0)
-        return pruned
+    def method(network, inputs, sparsities, rng):
+        for sparsity in sparsities:
+            received = inputs[0]
+            pruned = []
+            for kernel in network.hidden:
+                pruned.append(prune(kernel, received, sparsity))
+                received = np.maximum(received @ pruned[-1], 0)
+            yield pruned
 
     return method
 
 
 METHODS = {
+    "scaled_weight": scaled_weight,
+    "gradual_scaled": gradual_scaled,
+    "global_weight": global_weight,
     "wanda": layer_by_layer(wanda),
     "sparsegpt": layer_by_layer(sparsegpt),
     # of other blocks and dampings, all inputs in one block was the best setting on these data sets
@@ -135,7 +171,7 @@ def distilled(network, images, targets):
     Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", at temperature 1.
     """
     teacher = tf.nn.softmax(targets[-1] + network.bias)
-    imitated = project.Dataset("images", tf.constant(images), teacher, None, None, None)
+    imitated = project.Dataset("images", tf.constant(images), teacher, None, None)
     return project.train(network, imitated, DISTILLATION_EPOCHS, RECIPE, rng_of(network))
 
 
@@ -149,15 +185,11 @@ REPAIRS = {
 
 # ----------------------------------------------------------------------------------- experiment
 
+STATES = ["none", "refit", "distilled", "retrain"]
 COMPARED = [  # methods, repairs, images to refit on, sparsities
-    (["sparsegpt"], ["none", "refit", "retrain"], REFIT_IMAGES, LEVELS),
-    (["sparsegpt_one_block", "wanda"], ["none", "refit"], REFIT_IMAGES, LEVELS),
-    (
-        ["weight", "scaled_weight", "gradual_scaled", "sparsegpt"],
-        ["distilled"],
-        REFIT_IMAGES,
-        LEVELS,
-    ),
+    (["weight"], ["distilled"], REFIT_IMAGES, LEVELS),
+    (["scaled_weight", "gradual_scaled", "sparsegpt"], STATES, REFIT_IMAGES, LEVELS),
+    (["global_weight", "sparsegpt_one_block", "wanda"], ["none", "refit"], REFIT_IMAGES, LEVELS),
 ]
 EXPLAINED = [(["sparsegpt"], ["none"], 5000, [0.95])]  # digits have fewer images
 for method, sparsities in REFIT.items():
@@ -169,21 +201,19 @@ for method, sparsities in REFIT.items():
 
 def run(dataset, other, seed, options):
     """Yield the rows of a data set and seed; other: the data set of foreign images, or None."""
-    project.dense_network(dataset, seed, options)  # is kept, so never trained on foreign images
+    trained = project.dense_network(dataset, seed, options)
     for methods, repairs, images, sparsities in COMPARED + EXPLAINED if other else COMPARED:
         source, count = dataset, images
         if images == "foreign":
             source = dataset._replace(train_images=other.train_images)
             count = REFIT_IMAGES
-        changes = {
-            "methods": methods,
-            "sparsities": sparsities,
-            "refit_images": count,
-            "retrain_epochs": int("retrain" in repairs),
-        }
+        changed = argparse.Namespace(**vars(options))
+        changed.sparsities = sparsities
+        changed.refit_images = count
+        changed.retrain_epochs = int("retrain" in repairs)
         project.REPAIRS = {name: REPAIRS[name] for name in repairs if name in REPAIRS}
-        for row in project.run_seed(source, seed, argparse.Namespace(**vars(options) | changes)):
-            if row["method"] != "dense":
+        for method in methods:
+            for row in project.measure(trained, source, seed, method, changed):
                 yield row | {"images": images}
 
 
@@ -198,7 +228,7 @@ def main():
     options = project.parse_options(["--output-dir", arguments.output_dir])
     datasets = dict(zip(DATASETS, project.load_datasets(DATASETS, arguments.data_dir)))
     project.METHODS.update(METHODS)
-    project.measure_speed = lambda sizes, images: dict.fromkeys(sizes)  # not needed here
+    project.time_passes = lambda sizes, images: dict.fromkeys(sizes, 1)  # speed is not needed here
     print(",".join(COLUMNS))
     for name, seed in itertools.product(arguments.datasets, arguments.seeds):
         rows = pd.DataFrame(run(datasets[name], datasets.get(OTHERS.get(name)), seed, options))

@@ -18,9 +18,9 @@ from scipy import stats
 PUBLISHED = Path(__file__).parent
 ROOT = PUBLISHED.parents[1]
 sys.path.insert(0, str(ROOT))
-from controls import DATASETS, LEVELS, REFIT
+from controls import DATASETS, LEVELS, REFIT, SPARSITIES
 
-from network_pruning import SPARSITIES, STYLES, TITLES
+from network_pruning import STYLES, TITLES
 
 FILES = (ROOT / "README.md", PUBLISHED / "README.md")
 RESULTS = pd.concat(pd.read_csv(PUBLISHED / f"{name}.csv") for name in DATASETS)
@@ -28,7 +28,7 @@ CONTROLS = pd.read_csv(PUBLISHED / "controls.csv", dtype={"images": str})
 NETWORKS = ["dataset", "method", "sparsity", "repair", "images"]  # what all seeds have in common
 ROWS = pd.concat([RESULTS.assign(images="1000"), CONTROLS])
 SEEDS = {network: rows.set_index("seed").sort_index() for network, rows in ROWS.groupby(NETWORKS)}
-METHODS = {  # of the script, with their titles
+METHODS = {  # of the data sets' CSV files, with their titles
     "weight": "weights",
     "scaled_weight": "× input",
     "gradual_scaled": "gradual",
@@ -277,10 +277,8 @@ def original():
     for sparsity in SLOPE:
         rows.append([f"{sparsity:g}"])
         for name, method in ORIGINAL:
-            rows[-1] += [
-                once(name, method, sparsity),
-                cell(values(name, f"{method} none", sparsity)),
-            ]
+            pruned = values(name, f"{method} none", sparsity)
+            rows[-1] += [once(name, method, sparsity), cell(pruned)]
     return markdown(heads, rows)
 
 
