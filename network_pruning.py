@@ -14,7 +14,7 @@
 """Accuracy against sparsity of pruned MNIST and Fashion-MNIST classifiers.
 
 Trains dense ReLU networks, prunes them by several methods, repairs what is left, and plots the test
-accuracy. `python network_pruning.py` writes figures and CSV files to plots/; --help lists options.
+accuracy. `python network_pruning.py` fills plots/ with figures, tables and networks; see --help.
 
 In the order of the experiment: network and training, pruning, methods and repairs, experiment; then
 data, results, figures, command line. To import: `prune_weights`, `prune_neurons`, `compact` and
@@ -39,15 +39,15 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-# read before the imports, which take seconds: a later edit is not of the code that runs
-SCRIPT = Path(__file__).read_text(encoding="utf-8")
+# read before the slow imports: an edit made during them is not the code that runs
+SCRIPT = Path(__file__).read_text(encoding="utf-8-sig")
 
 # TensorFlow and Keras read these as they are imported
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # only fatal messages
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # the fastest products on every CPU
-os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")  # the work is one chain of products
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # fast matrix products on any CPU
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")  # each product needs the last one
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # other jobs may need the GPU, too
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user's Keras is set to
+os.environ["KERAS_BACKEND"] = "tensorflow"  # regardless of the user's settings
 
 import keras
 import matplotlib.style
@@ -63,22 +63,23 @@ progress = functools.partial(tqdm, leave=False, disable=None)  # silent without 
 
 
 class UserError(Exception):
-    """What the user can fix; the message says what is wrong, and how to fix it."""
+    """An error that the user can fix; the message says what is wrong."""
 
 
 # ----------------------------------------------------------------------- network and training
 
 
 def configure_tensorflow():
-    """Make products full float32 and results repeatable, on a GPU, too; hint at an unused GPU."""
+    """Make TensorFlow deterministic, in full float32; say if it does not see a GPU."""
     tf.get_logger().setLevel("ERROR")  # it warns where each training traces a function of its own
     tf.config.experimental.enable_op_determinism()
-    tf.random.set_seed(0)  # or the random operations of a notebook would fail from now on
+    tf.random.set_seed(0)  # or a notebook's unseeded random operations would fail from now on
     # TensorFloat-32 would round the factors of products to 10 bits
     tf.config.experimental.enable_tensor_float_32_execution(False)
     if device_name() == "CPU" and shutil.which("nvidia-smi"):
-        advice = "pip install 'tensorflow[and-cuda]'"
-        tqdm.write(f"TensorFlow does not see the NVIDIA GPU: {advice}", sys.stderr)
+        tqdm.write(
+            "TensorFlow does not see the GPU: pip install 'tensorflow[and-cuda]'", sys.stderr
+        )
 
 
 def device_name():
@@ -89,19 +90,19 @@ def device_name():
 
 
 class Dataset(NamedTuple):
-    """A data set as it is used; all but the test labels are tensors on the device."""
+    """A data set, scaled; images and training targets are tensors on the device."""
 
     name: str
-    train_images: tf.Tensor  # [n, pixels], divided by the brightest pixel of training
+    train_images: tf.Tensor  # [n, pixels], divided by the brightest training pixel
     train_targets: tf.Tensor  # [n, classes], one-hot
-    test_images: tf.Tensor  # as those of training
+    test_images: tf.Tensor  # like train_images
     test_labels: np.ndarray  # [n], from 0
 
 
 class Network(NamedTuple):
     """A dense network: ReLU in the hidden layers, logits from the output layer.
 
-    Hidden layers have no bias, so a unit without incoming weights outputs 0 and really is gone.
+    Hidden layers have no bias, so a unit without incoming weights outputs 0 and can be deleted.
     """
 
     hidden: tuple  # kernels of the hidden layers, [fan_in, units] each
@@ -120,7 +121,7 @@ class Network(NamedTuple):
 
 
 def network_of(arrays):
-    """Make a network of its kernels, first to last, and its bias."""
+    """Make a network from kernels, first to last, and a bias."""
     *hidden, output, bias = arrays
     return Network(tuple(hidden), output, bias)
 
@@ -145,7 +146,7 @@ def layer_inputs(hidden, images):
 def train(network, dataset, epochs, options, rng):
     """Return a network trained further by Adam on softmax cross-entropy; zero weights stay zero.
 
-    Adam (Kingma and Ba 2015) starts anew. An epoch is a permutation of the images, drawn from rng.
+    Adam (Kingma and Ba 2015) starts anew. rng shuffles the images anew for each epoch.
     options: see `parse_options`. Raises UserError if training diverges.
     """
     variables = [tf.Variable(array) for array in (*network.kernels, network.bias)]
@@ -182,7 +183,7 @@ def train(network, dataset, epochs, options, rng):
 
 
 def rng_for(seed, purpose):
-    """Make the generator of one purpose, so that no option changes what another one draws."""
+    """Make a generator for one purpose, so that draws for others do not affect it."""
     return np.random.default_rng([seed, *purpose.encode()])
 
 
@@ -221,7 +222,7 @@ def zero_lowest(kernel, scores, sparsity):
     """Return a copy of a kernel with its weights or units of the lowest scores set to 0.
 
     scores: [units], or of the weights, in the kernel's shape. Of equal ones the first in C order
-    go, so a higher sparsity removes a superset of what a lower one removes. Takes linear time.
+    go, so a higher sparsity removes a superset of what a lower one removes.
     """
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity is a fraction in [0, 1], not {sparsity}")
@@ -241,7 +242,7 @@ def live_units(kernels):
     """Return the indices of all inputs, of the live units of each hidden layer, and of all outputs.
 
     A hidden unit is live if a path of nonzero weights leads through it from an input to an output.
-    Without any path, it is unit 0 of each hidden layer: frameworks have no layers without units.
+    Without any path, unit 0 of each hidden layer is kept: frameworks need at least one unit.
     kernels: [fan_in, units] each, first to output.
     """
     reached = [np.full(len(kernels[0]), True)]  # whether a path leads there from an input
@@ -320,7 +321,7 @@ def conjugate_gradients(matrix, right, kept, steps):
     for _ in range(steps):
         curved = kept * (matrix @ direction)
         curvature = dot(direction, curved)
-        # where either is rounding, a step would lead anywhere
+        # a quotient of rounding errors would be a random step
         going = (square > negligible) & (curvature > epsilon * dot(direction, direction))
         step = np.divide(square, curvature, out=np.zeros_like(square), where=going)
         x += step * direction
@@ -333,8 +334,7 @@ def conjugate_gradients(matrix, right, kept, steps):
 # ------------------------------------------------------------------------ methods and repairs
 # To add one, write a function and enter it in METHODS or REPAIRS; STYLES names and colours it.
 # A method takes the dense network, what each of its layers receives for the images to refit on, the
-# sparsities in ascending order, and a random generator. For each sparsity it yields pruned copies
-# of the hidden kernels.
+# sparsities in ascending order and a random generator, and yields hidden kernels for each sparsity.
 
 
 def dense(network, inputs, sparsities, rng):
@@ -356,11 +356,11 @@ def neuron(network, inputs, sparsities, rng):
 
 
 def matched_weight(network, inputs, sparsities, rng):
-    """Remove the weights of smallest magnitude until as many are left as `neuron` leaves live."""
+    """Remove each layer's smallest weights, keeping as many as `neuron` leaves live."""
     for hidden in neuron(network, inputs, sparsities, rng):
         live = compact([*hidden, network.output])
-        kept = [np.count_nonzero(left) / kernel.size for left, kernel in zip(live, network.hidden)]
-        yield [prune_weights(kernel, 1 - share) for kernel, share in zip(network.hidden, kept)]
+        gone = [1 - np.count_nonzero(a) / kernel.size for a, kernel in zip(live, network.hidden)]
+        yield [prune_weights(kernel, share) for kernel, share in zip(network.hidden, gone)]
 
 
 def random_weight(network, inputs, sparsities, rng):
@@ -381,14 +381,15 @@ def saliency_weight(network, inputs, sparsities, rng):
 def saliency_neuron(network, inputs, sparsities, rng):
     """Remove the neurons of smallest saliency: norm of the output times sensitivity."""
     norms = [np.linalg.norm(received, axis=0) for received in inputs[1:]]
-    scores = [norm * own for norm, own in zip(norms, sensitivities(network, inputs))]
-    return cut(network.hidden, scores, sparsities)
+    pairs = zip(norms, sensitivities(network, inputs))
+    return cut(network.hidden, [norm * response for norm, response in pairs], sparsities)
 
 
 def gradual_weight(network, inputs, sparsities, rng):
-    """Remove the weights of smallest saliency of all layers together, in rounds with a refit each.
+    """Remove weights of smallest saliency over all layers, in rounds with refits between them.
 
-    A round removes a fifth (Frankle and Carbin 2019, "The Lottery Ticket Hypothesis").
+    A round removes a fifth (Frankle and Carbin 2019, "The Lottery Ticket Hypothesis"). What is
+    yielded for a sparsity has been cut once more since the last refit.
     """
     images = inputs[0]
     targets = [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, network.hidden)]
@@ -397,7 +398,7 @@ def gradual_weight(network, inputs, sparsities, rng):
         while 0.8 * share > 1 - sparsity > 0:
             share *= 0.8
             hidden = prune_together(network, images, 1 - share)
-            fitted = refit_layers(hidden, images, targets, steps=5)  # the next round goes on
+            fitted = refit_layers(hidden, images, targets, steps=5)  # later rounds go on
             network = network._replace(hidden=tuple(fitted))
         yield prune_together(network, images, sparsity)
 
@@ -416,18 +417,17 @@ METHODS = {
 
 
 def cut(kernels, scores, sparsities):
-    """Yield copies of kernels without the lowest scores of each kernel, for each sparsity."""
+    """For each sparsity, yield kernels with the lowest scores of each set to 0."""
     for sparsity in sparsities:
         yield [zero_lowest(kernel, score, sparsity) for kernel, score in zip(kernels, scores)]
 
 
 def prune_together(network, images, sparsity):
     """Return hidden kernels without the weights of smallest saliency of all of them together."""
-    scores = saliencies(network, layer_inputs(network.hidden, images))
-    kernels, scores = (
-        np.concatenate([array.ravel() for array in arrays]) for arrays in (network.hidden, scores)
-    )
-    # what is gone goes first, by distinct scores: ties would take most of the time of a round
+    inputs = layer_inputs(network.hidden, images)
+    scores = np.concatenate([score.ravel() for score in saliencies(network, inputs)])
+    kernels = np.concatenate([kernel.ravel() for kernel in network.hidden])
+    # removed weights rank lowest, with distinct scores: np.partition is slow on ties
     gone = np.arange(-kernels.size, 0, dtype=np.float32)
     left = zero_lowest(kernels, np.where(kernels == 0, gone, scores), sparsity)
     layers = np.split(left, np.cumsum([kernel.size for kernel in network.hidden])[:-1])
@@ -441,15 +441,15 @@ def saliencies(network, inputs):
     saliency of Optimal Brain Damage (LeCun et al. 1990) for the squared error of the logits, with
     Gauss-Newton second derivatives factored as in K-FAC (Martens and Grosse 2015).
     """
-    units = sensitivities(network, inputs)
     norms = [np.linalg.norm(received, axis=0)[:, np.newaxis] for received in inputs]
-    return [abs(kernel) * norm * own for kernel, norm, own in zip(network.hidden, norms, units)]
+    factors = zip(network.hidden, norms, sensitivities(network, inputs))
+    return [abs(kernel) * norm * response for kernel, norm, response in factors]
 
 
 def sensitivities(network, inputs):
-    """Return how much the logits respond to what each hidden unit computes: [units] of each layer.
+    """Return, for each hidden layer, how much the logits respond to each unit: [units].
 
-    The L2 norm, over all images, of the derivative of a sum of the logits with random signs. Its
+    The L2 norm, over all images, of the derivative of a randomly signed sum of the logits. Its
     square is on average the sum of the squares of all logits' derivatives (Hutchinson 1990).
     """
     signs = np.random.default_rng(0).choice([-1, 1], (len(inputs[0]), len(network.bias)))
@@ -494,14 +494,14 @@ REPAIRS = {"none": none, "no_bias": no_bias, "refit_output": refit_output, "refi
 
 
 def prune_and_repair(trained, dataset, seed, method, options):
-    """Yield method, sparsity, repair and network for all that are to be measured of a method."""
+    """Yield method, sparsity, repair and network, for each network that a method gives."""
     order = rng_for(seed, "refit images").permutation(len(dataset.train_images))
     images = tf.gather(dataset.train_images, order[: options.refit_images]).numpy()
     # what each layer of the dense network receives and computes, before bias and activation
     inputs = [np.asarray(received) for received in layer_inputs(trained.hidden, images)]
     computed = [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, trained.kernels)]
-    for array in (*trained.kernels, *inputs, *computed):
-        array.flags.writeable = False  # what works in place would change what the next one gets
+    for array in (*trained.kernels, trained.bias, *inputs, *computed):
+        array.flags.writeable = False  # a method that works in place would change what others get
     sparsities = [0.0] if method == "dense" else options.sparsities
     pruned_layers = METHODS[method](trained, inputs, sparsities, rng_for(seed, f"prune {method}"))
     bar = progress(sparsities, desc=method, unit="level")
@@ -535,16 +535,14 @@ def evaluate(logits, labels):
 def time_passes(layer_sizes, images):
     """Time a pass over images by random networks of the given layer sizes; return {sizes: seconds}.
 
-    In rounds, so that changes in the machine's speed affect all networks alike; the best counts.
+    Interleaves the networks, so that changes in the machine's speed affect all alike; takes minima.
     """
-    seconds = dict.fromkeys(layer_sizes, math.inf)
-    networks = {}
-    for sizes in seconds:
-        shapes = itertools.pairwise(sizes)
-        networks[sizes] = [tf.random.stateless_normal(shape, seed=(0, 0)) for shape in shapes]
-    enough = time.monotonic() + 0.2  # seconds: small networks need more rounds
+    kernel = functools.partial(tf.random.stateless_normal, seed=(0, 0))  # of a shape
+    networks = {sizes: [*map(kernel, itertools.pairwise(sizes))] for sizes in layer_sizes}
+    seconds = dict.fromkeys(networks, math.inf)
+    deadline = time.monotonic() + 0.2  # seconds: small networks need more rounds
     rounds = 0
-    while rounds < 3 or time.monotonic() < enough:
+    while rounds < 3 or time.monotonic() < deadline:
         rounds += 1
         for sizes, kernels in networks.items():
             began = time.perf_counter()
@@ -574,7 +572,7 @@ def measure(trained, dataset, seed, method, options):
             name = f"{dataset.name}-seed{seed}-{kind}-{sparsity:g}-{repair}.keras"
             save(options.output_dir / "networks" / name, keras_model(network).save)
     layer_sizes = [trained.sizes, *(row["layer_sizes"] for row in rows)]
-    # more images take longer, fewer make small networks look slower than they are
+    # with fewer images, overhead would dominate the time of small networks
     seconds = time_passes(layer_sizes, dataset.test_images[:2000])
     for row in rows:
         row["speedup"] = seconds[trained.sizes] / seconds[row["layer_sizes"]]
@@ -594,7 +592,7 @@ PARTS = {  # of a data set, and regular expressions for the names of their IDX f
 
 
 def load_datasets(names, data_dir):
-    """Load the named data sets; without names, what can be downloaded, or else the digits."""
+    """Load the named data sets, or those of TITLES; if none can be downloaded, the digits."""
     if names or data_dir:
         return [load_dataset(name, data_dir) for name in names or TITLES]
     datasets = []
@@ -612,10 +610,10 @@ def load_dataset(name, data_dir=None):
     """Load one data set, check it and scale its images."""
     arrays = read_arrays(name, data_dir)
     train_images, train_labels, test_images, test_labels = arrays
-    fitting = train_images.shape[1:] == test_images.shape[1:]
+    consistent = train_images.shape[1:] == test_images.shape[1:]
     for images, labels in ((train_images, train_labels), (test_images, test_labels)):
-        fitting &= labels.shape == images.shape[:1] != (0,)
-    if not fitting:
+        consistent &= labels.shape == images.shape[:1] != (0,)
+    if not consistent:
         shapes = ", ".join(f"{part} {array.shape}" for part, array in zip(PARTS, arrays))
         raise UserError(f"{name}: these do not fit each other: {shapes}")
     labels = np.concatenate([train_labels, test_labels])
@@ -634,12 +632,11 @@ def load_dataset(name, data_dir=None):
 
 
 def read_arrays(name, data_dir):
-    """Return images [n, height, width] and labels [n] of training, then those of the test set."""
+    """Return images [n, ...] and labels [n] of training, then those of the test set."""
     if data_dir and (data_dir / name).is_dir():
         return [read_idx(data_dir / name, part) for part in PARTS]
     if name == "digits":
         images, labels = load_digits(return_X_y=True)
-        images = images.astype(np.uint8).reshape(-1, 8, 8)
         return images[:-360], labels[:-360], images[-360:], labels[-360:]
     if data_dir:
         raise UserError(f"{data_dir / name} is not a folder; --data-dir is the one above {name}/")
@@ -673,16 +670,17 @@ def read_idx(folder, part):
 
 
 # ------------------------------------------------------------------------------------ results
-# What takes long is done once: trained networks and the rows of each method are kept in files that
-# are named after what made them: data, options, code and packages. Not the device, so that what
-# many machines have measured can be drawn on another.
+# What takes long is done once: trained networks and the rows of each method are kept in files whose
+# names have a checksum of what made them: data, options, code, TensorFlow and NumPy. The device is
+# not part of it, so results from many machines can be drawn together.
 
-CHOICES = {"datasets", "data_dir", "output_dir", "seeds", "methods", "save_models"}  # options
+# options that decide no number of a row; add one of your own that decides none
+CHOICES = {"datasets", "data_dir", "output_dir", "seeds", "methods", "save_models"}
 VERSIONS = f"tensorflow {tf.__version__}, numpy {np.__version__}"
 
 
 def run(dataset, options):
-    """Return the rows of all networks that a command names of a data set."""
+    """Return the rows of a data set for all seeds and methods."""
     tables = []
     for seed in progress(options.seeds, unit="seed"):
         began = time.monotonic()
@@ -698,14 +696,17 @@ def run(dataset, options):
 
 def dense_network(dataset, seed, options):
     """Return the trained dense network of a seed, from its file if there is one."""
-    later = CHOICES | {"sparsities", "refit_images", "retrain_epochs"}
-    recipe = {name: value for name, value in vars(options).items() if name not in later}
-    made_by = fingerprint(TRAINING_CODE, recipe, VERSIONS, *dataset[1:])
+    now = definitions() | {name: AS_WRITTEN[name] for name in ("METHODS", "REPAIRS")}
+    if not AS_WRITTEN.items() <= now.items():
+        return train_dense(dataset, seed, options)  # by code that is not in the file
+    unused = CHOICES | {"sparsities", "refit_images", "retrain_epochs"}
+    recipe = {name: value for name, value in vars(options).items() if name not in unused}
+    made_by = fingerprint(TRAINING, recipe, *dataset[1:])
     path = options.output_dir / "networks" / f"{dataset.name}-seed{seed}-{made_by}.keras"
     if not path.exists():
         save(path, keras_model(train_dense(dataset, seed, options)).save)
     try:
-        trained = network_of(keras.models.load_model(path, compile=False).get_weights())
+        trained = network_of(keras.models.load_model(path).get_weights())
         if trained.sizes[1:-1] != tuple(options.hidden_units):
             raise ValueError(f"it has layers of {trained.sizes} units")
         return trained
@@ -716,26 +717,28 @@ def dense_network(dataset, seed, options):
 def results_of(trained, dataset, seed, method, options):
     """Return the rows of a method, from their file if there is one."""
     recipe = {name: value for name, value in vars(options).items() if name not in CHOICES}
-    made_by = fingerprint(CODE, recipe, VERSIONS, *dataset[1:], *trained.kernels, trained.bias)
+    made_by = fingerprint(CODE, recipe, *dataset[1:], *trained.kernels, trained.bias)
     path = options.output_dir / "runs" / f"{dataset.name}-seed{seed}-{method}-{made_by}.csv"
-    # a notebook may have changed what is defined above; other files may change at any time
-    own = all(function.__module__ == __name__ for function in (METHODS[method], *REPAIRS.values()))
-    kept = own and AS_WRITTEN.items() <= globals().items()
-    if options.save_models or not (kept and path.exists()):
+    functions = [METHODS[method], *REPAIRS.values()]
+    # functions of other files may change at any time
+    own = all(getattr(f, "func", f).__module__ == run.__module__ for f in functions)
+    known = own and AS_WRITTEN.items() <= definitions().items()
+    if options.save_models or not (known and path.exists()):
         rows = pd.DataFrame(measure(trained, dataset, seed, method, options)).round(6)
-        recipe["hidden_units"] = "-".join(map(str, options.hidden_units))
         recipe["refit_images"] = min(options.refit_images, len(dataset.train_images))
+        recipe |= {"device": device_name(), "versions": VERSIONS, "made_by": made_by}
         del recipe["sparsities"]
-        rows = rows.assign(**recipe, device=device_name(), versions=VERSIONS, made_by=made_by)
-        if not kept:
-            return rows
+        rows = rows.assign(**{name: str(value) for name, value in recipe.items()})
+        if not known:
+            tqdm.write(f"{method}: measured by code that is not in the file; not kept", sys.stderr)
+            return rows.assign(made_by="other code")
         save(path, lambda partial: rows.to_csv(partial, index=False))
     # a data set may be called NA or 007, and a checksum may look like 1e100
     return pd.read_csv(path, dtype={"dataset": str, "made_by": str}, keep_default_na=False)
 
 
 def save(path, write):
-    """Write a file by write(path of a partial file); others see it whole or not at all."""
+    """Write a file atomically: call write(temporary path), then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid.uuid4().hex}{path.suffix}")
     try:
@@ -746,36 +749,45 @@ def save(path, write):
 
 
 def keras_model(network):
-    """Build a compiled keras.Sequential of a network: images [n, pixels] in [0, 1] to logits."""
+    """Build a keras.Sequential of a network: images [n, pixels] in [0, 1] to logits."""
     pixels, *hidden, classes = network.sizes
-    dense = functools.partial(keras.layers.Dense, dtype="float32")  # whatever Keras is set to
-    layers = [dense(units, "relu", use_bias=False) for units in hidden]
-    model = keras.Sequential([keras.Input([pixels]), *layers, dense(classes)])
+    layer = functools.partial(keras.layers.Dense, dtype="float32")  # whatever keras.json says
+    layers = [layer(units, "relu", use_bias=False) for units in hidden]
+    model = keras.Sequential([keras.Input([pixels]), *layers, layer(classes)])
     model.set_weights([*network.kernels, network.bias])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("sgd", loss, metrics=["accuracy"])  # SGD keeps no state to save
     return model
 
 
 def fingerprint(*values):
     """Return a checksum of values, arrays or others, as eight hexadecimal digits."""
-    arrays = (np.ndarray, tf.Tensor)
-    values = [zlib.crc32(np.asarray(v)) if isinstance(v, arrays) else v for v in values]
-    return f"{zlib.crc32(repr(values).encode()):08x}"
+    values = [zlib.crc32(np.ascontiguousarray(v)) if hasattr(v, "dtype") else v for v in values]
+    return f"{zlib.crc32(repr([VERSIONS, *values]).encode()):08x}"
 
 
-def code_above(section):
-    """Return a checksum of the script above a section; comments and docstrings do not count."""
-    tree = ast.parse(re.split(f"^# -{{9,}} {section}$", SCRIPT, flags=re.MULTILINE)[0])
+def code_without(*sections):
+    """Return a checksum of the script without sections, imports, comments and docstrings."""
+    header, *rest = re.split("^# -{9,} (.+)\n", SCRIPT, flags=re.MULTILINE)
+    counted = [text for title, text in zip(rest[::2], rest[1::2]) if title not in sections]
+    tree = ast.parse("".join([header, *counted]))
+    tree.body = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             node.value.value = ""
-    return fingerprint(ast.dump(tree))
+    return fingerprint(ast.unparse(tree))
 
 
-TRAINING_CODE = code_above("pruning")
-CODE = code_above("figures")
-AS_WRITTEN = {**globals(), "METHODS": {**METHODS}, "REPAIRS": {**REPAIRS}}
+def definitions():
+    """Return the script's globals, functions as code objects: IPython's autoreload swaps these."""
+    return {
+        name: {**value} if isinstance(value, dict) else getattr(value, "__code__", value)
+        for name, value in globals().items()
+        if not name.startswith("__")
+    }
+
+
+CODE = code_without("figures")
+TRAINING = code_without("pruning", "methods and repairs", "experiment", "figures", "command line")
+AS_WRITTEN = definitions()
 
 # ------------------------------------------------------------------------------------ figures
 
@@ -789,7 +801,7 @@ STYLES = {  # of methods and repairs, as for Axes.plot, in the order of the lege
     "random_weight": dict(label="random weights", color="#707070", marker="o", ls=":", lw=1),
     "random_neuron": dict(label="random neurons", color="#a0a0a0", marker="s", ls=":", lw=1),
     "scratch": dict(label="small networks from scratch", color="#2a8000", marker="v", ls="-."),
-    # repairs, the stronger the darker
+    # repairs: the stronger, the darker
     "none": dict(label="as pruned", color="#f0a030", marker="o"),
     "no_bias": dict(label="without the output bias", color="#e06040", marker="^", ls=":"),
     "refit_output": dict(label="output layer refit", color="#b04080", marker="D", ls="-."),
@@ -841,9 +853,8 @@ def draw_accuracy(figure, rows):
     chance = 1 / int(rows["layer_sizes"].iloc[0].split("-")[-1])  # one in as many as classes
     for ax, repair in zip(figure.subplots(2, sharex=True, sharey=True), ("none", "refit")):
         draw_panel(ax, rows[rows["repair"] == repair], "method")
-        line = functools.partial(ax.axhline, color="black", lw=0.8)
-        line(1 - best, label=f"dense network: {best:.3f}")
-        line(1 - chance, ls=":", label=f"chance: {chance:.3f}")
+        ax.axhline(1 - best, color="black", lw=0.8, label=f"dense network: {best:.3f}")
+        ax.axhline(1 - chance, color="black", lw=0.8, ls=":", label=f"chance: {chance:.3f}")
         ax.set_title(style_of(repair)["label"])
         ax.label_outer()
 
@@ -864,18 +875,14 @@ def draw_methods(figure, rows):
     repairs = rows["repair"].unique()
     columns = math.ceil((len(repairs) + 1) / 2)
     figure.set_size_inches(3.6 * columns, 7.4)
-    axes = figure.subplots(2, columns).flat
-    for ax in axes[1 : len(repairs)]:
-        ax.sharey(axes[0])
-    for ax, repair in zip(axes, repairs):
+    for place, repair in enumerate(repairs, start=1):
+        first = figure.axes[0] if figure.axes else None
+        ax = figure.add_subplot(2, columns, place, sharey=first, title=style_of(repair)["label"])
         draw_panel(ax, rows[rows["repair"] == repair], "method")
-        ax.set_title(style_of(repair)["label"])
-    speed, *empty = axes[len(repairs) :]
+    speed = figure.add_subplot(2, columns, len(repairs) + 1, title="speed")
     draw_panel(speed, rows[rows["repair"] == "none"], "method", y="speedup")
-    speed.set(title="speed", ylabel="speed-up over dense")
+    speed.set_ylabel("speed-up over dense")
     speed.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    for ax in empty:
-        ax.remove()
 
 
 FIGURES = {  # by the end of the file's name: the title, and the function that draws it
@@ -885,8 +892,8 @@ FIGURES = {  # by the end of the file's name: the title, and the function that d
 }
 
 
-def add_legend(figure, title):
-    """Add one legend of all panels, under the title of the figure."""
+def add_texts(figure, title, rows):
+    """Add a title, one legend of all panels, and in small print what was run."""
     lines = [line for ax in figure.axes for line in ax.get_legend_handles_labels()[0]]
     figure.legend(
         handles=list({line.get_label(): line for line in lines}.values()),
@@ -896,14 +903,10 @@ def add_legend(figure, title):
         loc="outside upper center",
         frameon=False,
     )
-
-
-def add_caption(figure, rows):
-    """Add what was run in small print, so that the picture can stand alone."""
-    text = "Log scales of error and share kept. Line: mean; band: deviation; pale: single networks"
+    text = "Log scales of error and share kept. Line: mean; band: one SD; pale: single networks"
     columns = ("hidden_units", "epochs", "batch_size", "learning_rate", "refit_images")
     for column in (*columns, "retrain_epochs", "seed", "device", "versions"):
-        values = " and ".join(map(str, rows[column].unique()))
+        values = " and ".join(dict.fromkeys(map(str, rows[column])))
         text += f"; {column.replace('_', ' ')}: {values}"
     width = round(17 * figure.get_figwidth())
     figure.supxlabel(textwrap.fill(text, width), fontsize=7, color="#444444")
@@ -912,7 +915,7 @@ def add_caption(figure, rows):
 def save_results(name, rows, folder):
     """Write the table and the figures of a data set, whatever the user's settings of Matplotlib."""
     save(folder / f"{name}.csv", lambda partial: rows.to_csv(partial, index=False))
-    # where nothing is left of any network there is nothing to show, nor a place on a log scale
+    # points where every network is empty are not drawn: 0 has no place on a log scale
     live = rows.groupby(["method", "sparsity"])["live_fraction"].transform("max") > 0
     drawn = rows.assign(kept=1 - rows["sparsity"], error=(1 - rows["test_accuracy"]).clip(0.001))
     drawn.loc[~live, ["kept", "live_fraction"]] = np.nan
@@ -920,8 +923,7 @@ def save_results(name, rows, folder):
         for kind, (title, draw) in FIGURES.items():
             figure = Figure(dpi=160, layout="constrained")
             draw(figure, drawn)
-            add_legend(figure, f"{TITLES.get(name, name)}: {title}")
-            add_caption(figure, rows)
+            add_texts(figure, f"{TITLES.get(name, name)}: {title}", rows)
             save(folder / f"{name}-{kind}.png", figure.savefig)
 
 
@@ -938,30 +940,29 @@ def parse_options(arguments=None):
     methods = [name for name in METHODS if name != "dense"]
     usual = [name for name in methods if name != "matched_weight"]
     sparsities = [0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99]
-    sizes = [1000, 1000, 500, 200]
     add("--datasets", nargs="+", help="mnist, fashion_mnist, digits, folders in --data-dir")
     add("--data-dir", type=Path, help="folder with a folder of IDX files for each data set")
     add("--output-dir", type=Path, default=Path("plots"), help="folder to write to")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one network each")
     add("--methods", nargs="+", choices=methods, default=usual, help="what to prune, and how")
     add("--sparsities", nargs="+", type=float, default=sparsities, help="fractions to remove")
-    add("--hidden-units", nargs="+", type=int, default=sizes, help="sizes of hidden layers")
+    add("--hidden-units", nargs="+", type=int, default=[1000, 1000, 500, 200], help="hidden layers")
     add("--epochs", type=int, default=10, help="epochs of training")
     add("--batch-size", type=int, default=128, help="images per step of training")
     add("--learning-rate", type=float, default=1e-3, help="learning rate of Adam")
     add("--refit-images", type=int, default=1000, help="training images to refit on")
     add("--retrain-epochs", type=int, default=0, help="epochs of training after pruning")
-    add("--save-models", action="store_true", help="save all networks for Keras, 10 MB each")
+    add("--save-models", action="store_true", help="save all networks for Keras (10 MB each)")
     options = parser.parse_args(arguments)
     options.seeds = sorted(set(options.seeds))
-    # in one order, so that the same command is known again
+    # in the order of METHODS, always with the dense network
     options.methods = [name for name in METHODS if name in ("dense", *options.methods)]
     options.sparsities = sorted({round(sparsity, 6) for sparsity in options.sparsities})
     if not all(0 < sparsity <= 1 for sparsity in options.sparsities):
-        parser.error("--sparsities are above 0, up to 1; the dense network is always measured")
+        parser.error("--sparsities must be above 0, up to 1; dense networks are always measured")
     counts = [*options.hidden_units, options.epochs, options.batch_size, options.refit_images]
     if min(counts) < 1 or min(*options.seeds, options.retrain_epochs) < 0:
-        parser.error("numbers are above 0; --seeds and --retrain-epochs may be 0")
+        parser.error("numbers must be above 0; --seeds and --retrain-epochs may be 0")
     return options
 
 
@@ -981,11 +982,11 @@ def main(arguments=None):
         configure_tensorflow()
         datasets = load_datasets(options.datasets, options.data_dir)
         if len({dataset.name for dataset in datasets}) < len(datasets):
-            raise UserError("two data sets have the same name: rename a folder")
+            raise UserError("two data sets have one name: name each once, or rename a folder")
         options.output_dir.mkdir(parents=True, exist_ok=True)
         if __name__ == "__main__" and not hasattr(sys, "ps1"):
-            # Ctrl-C ends the process; a KeyboardInterrupt would wait for TensorFlow. But not that
-            # of IPython, whose %run shares it, nor during a download, which tidies up
+            # Ctrl-C ends the process; a KeyboardInterrupt would wait for TensorFlow. Not in
+            # IPython, whose %run shares the process; nor during a download: Keras tidies up
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         for dataset in datasets:
             rows = run(dataset, options)

@@ -1,11 +1,13 @@
 """What the test files share."""
 
 import importlib.util
+import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pandas
@@ -16,18 +18,13 @@ from network_pruning import METHODS, network_of, tf
 
 ROOT = Path(network_pruning.__file__).parent
 SCRIPT = ROOT / "network_pruning.py"
-REAL_DATA = ROOT.parent / "shared" / "data"
-KEY = ["seed", "method", "sparsity", "repair"]  # of a row of a data set
+SHARED = ROOT.parent / "shared"
 
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # pytest runs a worker on each core
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# the environment of the processes that tests start
-CLEAN = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
 network_pruning.configure_tensorflow()
-
 # options of a small experiment
 TINY = ("--datasets", "digits", "--epochs", 1, "--hidden-units", 50, 20, "--sparsities", 0.5)
-
 # images whose label is their brightest pixel; the test set is the training set
 IMAGES = np.random.default_rng(0).random((100, 6), dtype=np.float32)
 LABELS = IMAGES.argmax(axis=1)
@@ -35,12 +32,13 @@ TENSOR = tf.constant(IMAGES)
 TOY = network_pruning.Dataset("toy", TENSOR, tf.one_hot(LABELS, 6), TENSOR, LABELS)
 
 
-def draw_kernels(sizes, rng):
-    return [rng.normal(size=shape).astype(np.float32) for shape in zip(sizes, sizes[1:])]
-
-
 def draw_network(sizes, rng):
-    return network_of([*draw_kernels(sizes, rng), np.zeros(sizes[-1], np.float32)])
+    kernels = [rng.normal(size=shape).astype(np.float32) for shape in itertools.pairwise(sizes)]
+    return network_of([*kernels, np.zeros(sizes[-1], np.float32)])
+
+
+def flat(kernels):
+    return np.concatenate([np.ravel(kernel) for kernel in kernels])
 
 
 def received(network, images):
@@ -55,74 +53,46 @@ def pruned_by(method, network, sparsities, seed=0):
     return list(METHODS[method](network, received(network, images), sparsities, rng))
 
 
-def edited(folder, *edits):
-    """Load a copy of the script in which each old text of the edits is a new one."""
+def edited(old, new):
+    """Load a copy of the script in which an old text is a new one."""
     text = SCRIPT.read_text("utf-8")
-    for old, new in edits:
-        assert old in text
-        text = text.replace(old, new)
-    path = folder / "edited.py"
-    path.write_text(text, "utf-8")
-    spec = importlib.util.spec_from_file_location("edited", path)
+    assert old in text
+    Path("edited.py").write_text(text.replace(old, new), "utf-8")
+    spec = importlib.util.spec_from_file_location("edited", "edited.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.fixture
-def run_command(tmp_path):
-    """Run the script in a process of its own, in an empty folder and without a network."""
-
-    def run(*arguments, **variables):
-        # a proxy that refuses every connection: downloads fail at once, on any machine
-        proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
-        return subprocess.run(
-            [sys.executable, SCRIPT, *map(str, arguments)],
-            cwd=tmp_path,
-            env={**CLEAN, **proxies, "KERAS_HOME": str(tmp_path / "keras"), **variables},
-            capture_output=True,
-            text=True,
-        )
-
-    return run
-
-
-@pytest.fixture
-def run_main(tmp_path, monkeypatch, capfd):
-    """Run the script in this process, in an empty folder; draw its figures only if `draw`."""
+@pytest.fixture(autouse=True)
+def work_in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments, draw=False, script=network_pruning):
-        figures = script.FIGURES
-        script.FIGURES = figures if draw else {}
-        message = ""
-        try:
-            script.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            message = f"{stop.code}\n"  # which Python prints as it exits
-        finally:
-            script.FIGURES = figures
-        said = capfd.readouterr()
-        returncode = 1 if message else 0
-        return SimpleNamespace(returncode=returncode, stdout=said.out, stderr=said.err + message)
 
-    return run
+def start(*arguments, **variables):
+    """Start the script in a process of its own, without a network."""
+    # a proxy that refuses every connection: downloads fail at once
+    proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    environment = {**os.environ, **proxies, "KERAS_HOME": os.path.abspath("keras"), **variables}
+    del environment["KERAS_BACKEND"]  # set in this process by the script
+    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)
 
 
-@pytest.fixture
-def real_data():
-    if not REAL_DATA.is_dir():
-        pytest.skip("no real data beside this checkout")
-    return REAL_DATA
+def run_main(*arguments, draw=(), script=network_pruning):
+    """Run the script in this process; draw only the figures named in `draw`."""
+    figures = {name: script.FIGURES[name] for name in draw}
+    leaping = itertools.count().__next__  # a clock by which networks are timed in three rounds
+    with mock.patch.object(script, "FIGURES", figures), mock.patch("time.monotonic", leaping):
+        script.main([str(argument) for argument in arguments])
 
 
-def results(folder="plots", name="digits"):
-    return pandas.read_csv(Path(folder, f"{name}.csv"), dtype={"dataset": str})
+def one_line(start, end=""):
+    """The error of a command that ends with one line."""
+    pattern = f"^network_pruning.py: error: {re.escape(start)}[^\n]*{re.escape(end)}$"
+    return pytest.raises(SystemExit, match=pattern)
 
 
-def assert_one_line(done, message):
-    """A command ended with one line of error, and no traceback."""
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if "network_pruning.py: error: " in line]
-    assert len(lines) == 1 and message in lines[0], done.stderr
-    assert "Traceback" not in done.stderr
+def results(folder="plots"):
+    return pandas.read_csv(Path(folder, "digits.csv"))

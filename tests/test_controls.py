@@ -1,21 +1,20 @@
 """plots/published/controls.py: methods and repairs that the script is compared with."""
 
+from pathlib import Path
+
 import controls
 import numpy as np
 import pytest
-from conftest import ROOT, TOY, draw_kernels
+from conftest import SHARED, TOY, draw_network, flat, received
 
 import network_pruning
-from network_pruning import layer_inputs, network_of, prune_weights, refit_layers
+from network_pruning import network_of, prune_weights, refit_layers, tf
 
-CASES = ROOT.parent / "shared" / "cases" / "sparsegpt.npz"
-
-
-def draw_network(rng, sparsity=0.5):
-    """A network with two hidden layers, some of their weights pruned, and 200 images."""
-    *hidden, output = draw_kernels([30, 20, 10, 3], rng)
-    hidden = [prune_weights(kernel, sparsity) for kernel in hidden]
-    return network_of([*hidden, output, np.zeros(3, np.float32)]), rng.random((200, 30), "f")
+CASES = SHARED / "cases" / "sparsegpt.npz"
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((200, 30), np.float32)
+NETWORK = draw_network([30, 20, 10, 3], RNG)
+PRUNED = NETWORK._replace(hidden=tuple(prune_weights(kernel, 0.5) for kernel in NETWORK.hidden))
 
 
 def pruned_once(method, network, inputs, sparsity):
@@ -23,55 +22,38 @@ def pruned_once(method, network, inputs, sparsity):
     return hidden
 
 
-def test_global_pruning_removes_the_smallest_weights_of_all_layers():
-    hidden = [np.array([[1.0, -9.0], [2.0, 8.0]]), np.array([[3.0, -4.0, 0.5], [7.0, 6.0, 5.0]])]
-    # half of the 10 weights: 0.5, 1, 2, 3 and 4
-    first, second = pruned_once("global_weight", network_of([*hidden, None, None]), None, 0.5)
-    np.testing.assert_array_equal(first, [[0, -9], [0, 8]])
-    np.testing.assert_array_equal(second, [[0, 0, 0], [7, 6, 5]])
+def test_scores_are_ranked_within_a_layer_within_a_unit_or_in_all_layers():
+    network = network_of([np.array([[4.0, -1.0], [1.0, -0.3]]), None, None])
+    inputs = [np.array([[1.0, 3.0], [0.0, 4.0]])]  # norms of 1 and 5: products 4, 1, 5 and 1.5
+    [scaled] = pruned_once("scaled_weight", network, inputs, 0.5)
+    np.testing.assert_array_equal(scaled, [[4, 0], [1, 0]])
+    [wanda] = pruned_once("wanda", network, inputs, 0.5)
+    np.testing.assert_array_equal(wanda, [[0, 0], [1, -0.3]])
+    two = network_of([*network.hidden, np.array([[2.0, 0.5, -3.0, 0.1]]), None, None])
+    together = pruned_once("global_weight", two, None, 0.5)
+    np.testing.assert_array_equal(flat(together), [4, 0, 1, 0, 2, 0, -3, 0])
 
 
-def test_scaled_pruning_removes_the_smallest_products_of_magnitude_and_norm_of_the_input():
-    hidden = [np.array([[4.0, -1.0], [1.0, -0.3]]), np.array([[1.0, 2.0]])]
-    # the inputs have norms 1 and 5, and 0: the products are 4, 1, 5 and 1.5, and all 0
-    inputs = [np.array([[1.0, 3.0], [0.0, 4.0]]), np.array([[0.0], [0.0]])]
-    first, second = pruned_once("scaled_weight", network_of([*hidden, None, None]), inputs, 0.5)
-    np.testing.assert_array_equal(first, [[4, 0], [1, 0]])
-    np.testing.assert_array_equal(second, [[0, 2]])
-
-
-def test_gradual_pruning_refits_after_each_step_and_removes_a_superset():
-    network, images = draw_network(np.random.default_rng(0), sparsity=0)
-    inputs = [images, np.maximum(images @ network.hidden[0], 0)]
-    targets = [received @ kernel for received, kernel in zip(inputs, network.hidden)]
+def test_gradual_pruning_refits_after_each_step_whatever_sparsities_are_named():
+    inputs = received(NETWORK, IMAGES)[:-1]
+    targets = [x @ kernel for x, kernel in zip(inputs, NETWORK.hidden)]
     # two steps by hand: the first and the second of SPARSITIES
-    first = pruned_once("scaled_weight", network, inputs, 0.25)
-    fitted = network._replace(hidden=refit_layers(first, images, targets))
-    received = [images, np.maximum(images @ fitted.hidden[0], 0)]
-    second = pruned_once("scaled_weight", fitted, received, 0.5)
-    once, twice, thrice = controls.gradual_scaled(network, inputs, [0.25, 0.5, 0.55], None)
-    for layer in range(2):
-        np.testing.assert_array_equal(once[layer], first[layer])
-        np.testing.assert_allclose(twice[layer], second[layer], atol=1e-4)
-        assert not thrice[layer][twice[layer] == 0].any()
-
-
-def test_gradual_pruning_takes_the_same_steps_whatever_sparsities_are_named():
-    network, images = draw_network(np.random.default_rng(0), sparsity=0)
-    inputs = [images, np.maximum(images @ network.hidden[0], 0)]
+    first = pruned_once("scaled_weight", NETWORK, inputs, 0.25)
+    fitted = NETWORK._replace(hidden=refit_layers(first, IMAGES, targets))
+    second = pruned_once("scaled_weight", fitted, received(fitted, IMAGES), 0.5)
     levels = [0.1, 0.5, 0.55, 0.9, 1]
-    for sparsity, hidden in zip(levels, controls.gradual_scaled(network, inputs, levels, None)):
-        for kernel, alone in zip(hidden, pruned_once("gradual_scaled", network, inputs, sparsity)):
-            np.testing.assert_array_equal(kernel, alone)
+    found = list(controls.gradual_scaled(NETWORK, inputs, levels, None))
+    np.testing.assert_allclose(flat(found[1]), flat(second), atol=1e-4)
+    for sparsity, hidden in zip(levels, found):
+        alone = pruned_once("gradual_scaled", NETWORK, inputs, sparsity)
+        np.testing.assert_array_equal(flat(hidden), flat(alone))
 
 
+@pytest.mark.skipif(not CASES.exists(), reason="needs the reference outputs")
 @pytest.mark.parametrize("case", range(3))
 def test_sparsegpt_makes_what_its_authors_code_makes(case):
-    if not CASES.exists():
-        pytest.skip("needs the reference outputs")
-    arrays = np.load(CASES)
     names = ("kernel", "inputs", "sparsity", "pruned")
-    kernel, inputs, sparsity, expected = (arrays[f"{name}_{case}"] for name in names)
+    kernel, inputs, sparsity, expected = (np.load(CASES)[f"{name}_{case}"] for name in names)
     pruned = controls.sparsegpt(kernel, inputs, float(sparsity))
     np.testing.assert_array_equal(pruned == 0, expected == 0)
     np.testing.assert_allclose(pruned, expected, atol=1e-4)
@@ -79,53 +61,37 @@ def test_sparsegpt_makes_what_its_authors_code_makes(case):
 
 @pytest.mark.parametrize("name", ["sparsegpt", "wanda"])
 def test_each_layer_is_pruned_on_the_outputs_of_those_pruned_before(name):
-    network, images = draw_network(np.random.default_rng(0))
-    first, second = pruned_once(name, network, [images], 0.5)
-    received = np.maximum(images @ first, 0)
-    expected = getattr(controls, name)(network.hidden[1], received, 0.5)
+    first, second = pruned_once(name, NETWORK, [IMAGES], 0.5)
+    expected = getattr(controls, name)(NETWORK.hidden[1], np.maximum(IMAGES @ first, 0), 0.5)
     np.testing.assert_array_equal(second, expected)
 
 
-def test_wanda_leaves_as_many_weights_in_each_unit():
-    rng = np.random.default_rng(0)
-    pruned = controls.wanda(rng.normal(size=(30, 20)), rng.random((200, 30)), 0.7)
-    assert set(np.count_nonzero(pruned, axis=0)) == {9}
-
-
-def test_shuffled_weights_stay_in_their_unit_and_random_values_in_their_places():
-    network, images = draw_network(np.random.default_rng(0))
-    shuffled = controls.shuffled(network, images, None, repair=lambda network, *_: network)
-    targets = [None, None, images[:, :3]]
-    values = controls.random_values(network, images, targets)
-    for kernel, moved, redrawn in zip(network.hidden, shuffled.hidden, values.hidden):
-        np.testing.assert_array_equal(np.sort(kernel, axis=0), np.sort(moved, axis=0))
-        np.testing.assert_array_equal(kernel == 0, redrawn == 0)
-        assert (kernel != moved).any() and (kernel != redrawn).any()
-
-
-def test_a_distilled_network_is_nearer_to_the_dense_one_and_as_sparse():
-    network, images = draw_network(np.random.default_rng(0))
+def test_repairs_leave_zeros_but_shuffling_and_a_distilled_network_is_nearer_to_the_dense_one():
     wanted = np.random.default_rng(1).normal(size=(200, 3)).astype(np.float32)
-    teacher = controls.tf.nn.softmax(wanted)
-    distilled = controls.distilled(network, images, [wanted])
+    shuffled = controls.shuffled(PRUNED, IMAGES, None, repair=lambda network, *_: network)
+    for kernel, moved in zip(PRUNED.hidden, shuffled.hidden):
+        np.testing.assert_array_equal(np.sort(kernel, axis=0), np.sort(moved, axis=0))
+    values = controls.random_values(PRUNED, IMAGES, [None, None, wanted])
+    distilled = controls.distilled(PRUNED, IMAGES, [wanted])
+    for network in (values, distilled):
+        assert not flat(network.hidden)[flat(PRUNED.hidden) == 0].any()
 
-    def cross_entropy(network):
-        outputs = layer_inputs(network.hidden, images)[-1] @ network.output + network.bias
-        losses = controls.tf.nn.softmax_cross_entropy_with_logits(teacher, outputs)
-        return float(controls.tf.reduce_mean(losses))
+    def distance(network):
+        logits = received(network, IMAGES)[-1] @ network.output + network.bias
+        return np.mean(np.abs(tf.nn.softmax(logits) - tf.nn.softmax(wanted)))
 
-    assert cross_entropy(distilled) < cross_entropy(network)
-    for before, after in zip(network.hidden, distilled.hidden):
-        np.testing.assert_array_equal(after[before == 0], 0)
+    assert distance(distilled) < distance(PRUNED)
+    for network in (shuffled, values, distilled):
+        assert (flat(network.hidden) != flat(PRUNED.hidden)).any()
 
 
-def test_all_controls_of_a_seed_start_from_the_network_that_is_kept(tmp_path, monkeypatch):
+def test_all_controls_of_a_seed_start_from_the_network_that_is_kept(monkeypatch):
     monkeypatch.setattr(network_pruning, "REPAIRS", {})  # is as before when the test is over
     monkeypatch.setattr(controls, "COMPARED", [(["weight"], ["none", "distilled"], 50, [0.5])])
     monkeypatch.setattr(controls, "EXPLAINED", [(["weight"], ["refit"], "foreign", [0.5])])
-    changes = ["--epochs", "1", "--hidden-units", "20", "10", "--output-dir", str(tmp_path)]
+    changes = ["--epochs", "1", "--hidden-units", "20", "10"]
     other = TOY._replace(train_images=TOY.train_images[::-1])
     rows = list(controls.run(TOY, other, 0, network_pruning.parse_options(changes)))
     measured = [(row["repair"], row["images"]) for row in rows]
     assert measured == [("none", 50), ("distilled", 50), ("refit", "foreign")]
-    assert len(list(tmp_path.glob("networks/*"))) == 1
+    assert len(list(Path("plots/networks").iterdir())) == 1
