@@ -573,7 +573,7 @@ def measure(trained, dataset, seed, method, options):
             save(options.output_dir / "networks" / name, keras_model(network).save)
     layer_sizes = [trained.sizes, *(row["layer_sizes"] for row in rows)]
     # with fewer images, overhead would dominate the time of small networks
-    seconds = time_passes(layer_sizes, dataset.test_images[:2000])
+    seconds = time_passes(layer_sizes, dataset.test_images[:1500])
     for row in rows:
         row["speedup"] = seconds[trained.sizes] / seconds[row["layer_sizes"]]
         row["layer_sizes"] = "-".join(map(str, row["layer_sizes"]))

@@ -19,7 +19,6 @@ from network_pruning import METHODS, network_of, tf
 ROOT = Path(network_pruning.__file__).parent
 SCRIPT = ROOT / "network_pruning.py"
 SHARED = ROOT.parent / "shared"
-
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # pytest runs a worker on each core
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 network_pruning.configure_tensorflow()
@@ -42,7 +41,6 @@ def flat(kernels):
 
 
 def received(network, images):
-    """What each layer of a network receives, as arrays."""
     return [np.asarray(array) for array in network_pruning.layer_inputs(network.hidden, images)]
 
 

@@ -14,7 +14,7 @@ from network_pruning import METHODS, REPAIRS, UserError, load_dataset, network_o
 
 def run(data=TOY, times=lambda sizes, _: dict.fromkeys(sizes, 1), **changes):
     """Run the experiment on a data set; return its rows by method, sparsity and repair."""
-    options = parse_options(["--learning-rate", "0.01"])
+    options = parse_options(["--learning-rate", "0.01", "--batch-size", "32"])
     few = {"methods": ["dense", "weight", "neuron"], "sparsities": [0.5, 1.0], "seeds": [0]}
     vars(options).update({"hidden_units": [16, 8], "refit_images": 50, **few, **changes})
     with mock.patch("network_pruning.time_passes", times):

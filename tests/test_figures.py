@@ -37,7 +37,6 @@ ROWS = make_rows()
 
 
 def means(method, repair):
-    """Mean accuracies of the dense network and of a method at each level."""
     shown = ROWS[ROWS["method"].isin(["dense", method]) & (ROWS["repair"] == repair)]
     return shown.groupby("sparsity")["test_accuracy"].mean()
 

@@ -23,10 +23,16 @@ def quality(network):
     return network_pruning.evaluate(logits, LABELS)
 
 
-def test_hidden_layers_are_relus_without_bias():
+def test_hidden_layers_are_relus_without_bias_and_begin_glorot_uniform():
     network = network_of([np.array([[1.0, -1.0]]), np.array([[2.0, 0.0], [5.0, 1.0]]), [1.0, 0.0]])
     _, hidden = received(network, np.array([[3.0], [-2.0]]))
     np.testing.assert_array_equal(hidden, [[3, 0], [0, 2]])
+    network = new_network([300, 100, 10], np.random.default_rng(0))
+    limit = math.sqrt(6 / 400)
+    [first] = network.hidden
+    assert first.dtype == np.float32 and np.abs(first).max() <= limit
+    assert first.std() == pytest.approx(limit / math.sqrt(3), rel=0.02)
+    assert network.sizes == (300, 100, 10) and not network.bias.any()
 
 
 def test_accuracy_and_loss_of_hand_worked_logits():
@@ -36,15 +42,6 @@ def test_accuracy_and_loss_of_hand_worked_logits():
     assert loss == pytest.approx((math.log(4 / 3) + math.log(5) + 2 * math.log(2)) / 4)
     large = network_pruning.evaluate(1000 * np.eye(2, dtype=np.float32), np.array([0, 0]))
     assert large == {"test_accuracy": 0.5, "test_loss": 500}
-
-
-def test_new_weights_are_glorot_uniform_and_the_bias_is_0():
-    network = new_network([300, 100, 10], np.random.default_rng(0))
-    limit = math.sqrt(6 / 400)
-    [first] = network.hidden
-    assert first.dtype == np.float32 and np.abs(first).max() <= limit
-    assert first.std() == pytest.approx(limit / math.sqrt(3), rel=0.02)
-    assert network.sizes == (300, 100, 10) and not network.bias.any()
 
 
 def test_training_is_adam_on_the_mean_loss_of_batches_of_a_permutation():

@@ -104,21 +104,22 @@ def test_sensitivity_by_random_signs_is_about_that_of_all_logits():
 
 def test_weights_of_all_layers_are_ranked_together_and_those_that_are_gone_go_first():
     network = draw_network([5, 4, 3, 2], np.random.default_rng(0))
-    network.hidden[0][:3] = 0  # 12 of 32
+    network.hidden[0][2:] = 0  # 12 of 32
     images = np.random.default_rng(1).random((50, 5), np.float32)
-    images[:, 3] = 0  # live weights on it have a saliency of 0: 4 more
+    images[:, 0] = 0  # live weights on it have a saliency of 0: 4 more
     scores = flat(network_pruning.saliencies(network, received(network, images)))
     for gone in (12, 16, 24, 31, 32):
         pruned = network_pruning.prune_together(network, images, gone / 32)
         kept = flat(pruned) != 0
-        assert kept.sum() == 32 - gone and not pruned[0][:3].any()
+        assert kept.sum() == 32 - gone and not pruned[0][2:].any()
         assert scores[kept].min(initial=np.inf) >= scores[~kept].max()
 
 
 def test_gradual_pruning_refits_after_each_fifth_and_shares_its_rounds():
     network = draw_network([30, 20, 10, 5], np.random.default_rng(0))
     images = np.random.default_rng(0).random((9, 30), np.float32)  # as `pruned_by` has them
-    targets = [x @ kernel for x, kernel in zip(received(network, images), network.hidden)]
+    pairs = zip(received(network, images), network.hidden)
+    targets = [network_pruning.tf.matmul(x, kernel).numpy() for x, kernel in pairs]
     prune = network_pruning.prune_together
     # the first round, by hand
     hidden = prune(network, images, 0.2)
@@ -127,7 +128,7 @@ def test_gradual_pruning_refits_after_each_fifth_and_shares_its_rounds():
     levels = [0.1, 0.2, 0.3, 0.9, 1]
     found = pruned_by("gradual_weight", network, levels)
     for one, other in zip(expected, found):
-        np.testing.assert_allclose(flat(one), flat(other), rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(flat(one), flat(other))
     for level, kernels in zip(levels, found):
         assert np.count_nonzero(flat(kernels)) == round((1 - level) * 800)
     [alone] = pruned_by("gradual_weight", network, [0.9])

@@ -161,8 +161,7 @@ def test_one_is_surely_ahead_as_the_page_says(names, levels, better, worse):
 
 def test_the_run_of_the_original_is_above_the_mean_in_13_cells_and_above_all_seeds_in_seven():
     cells = [(*which, level) for which in tables.ORIGINAL for level in tables.SLOPE]
-    ours = [values(name, f"{method} none", level) for name, method, level in cells]
-    leads = [float(tables.once(*cell)) - seeds for cell, seeds in zip(cells, ours)]
+    leads = [float(tables.once(n, m, s)) - values(n, f"{m} none", s) for n, m, s in cells]
     assert sum(lead.mean() > 0 for lead in leads) == 13
     assert sum(lead.min() > 0 for lead in leads) == 7
 
