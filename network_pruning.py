@@ -397,10 +397,11 @@ def gradual_weight(network, inputs, sparsities, rng):
     for sparsity in sparsities:
         while 0.8 * share > 1 - sparsity > 0:
             share *= 0.8
-            hidden = prune_together(network, images, 1 - share)
+            hidden = prune_together(network.hidden, saliencies(network, inputs), 1 - share)
             fitted = refit_layers(hidden, images, targets, steps=5)  # later rounds go on
             network = network._replace(hidden=tuple(fitted))
-        yield prune_together(network, images, sparsity)
+            inputs = layer_inputs(network.hidden, images)
+        yield prune_together(network.hidden, saliencies(network, inputs), sparsity)
 
 
 METHODS = {
@@ -422,16 +423,15 @@ def cut(kernels, scores, sparsities):
         yield [zero_lowest(kernel, score, sparsity) for kernel, score in zip(kernels, scores)]
 
 
-def prune_together(network, images, sparsity):
-    """Return hidden kernels without the weights of smallest saliency of all of them together."""
-    inputs = layer_inputs(network.hidden, images)
-    scores = np.concatenate([score.ravel() for score in saliencies(network, inputs)])
-    kernels = np.concatenate([kernel.ravel() for kernel in network.hidden])
+def prune_together(kernels, scores, sparsity):
+    """Return copies of kernels without the weights of lowest scores of all of them together."""
+    ranked = np.concatenate([score.ravel() for score in scores])
+    weights = np.concatenate([kernel.ravel() for kernel in kernels])
     # removed weights rank lowest, with distinct scores: np.partition is slow on ties
-    gone = np.arange(-kernels.size, 0, dtype=np.float32)
-    left = zero_lowest(kernels, np.where(kernels == 0, gone, scores), sparsity)
-    layers = np.split(left, np.cumsum([kernel.size for kernel in network.hidden])[:-1])
-    return [layer.reshape(kernel.shape) for layer, kernel in zip(layers, network.hidden)]
+    gone = np.arange(-weights.size, 0, dtype=np.float32)
+    left = zero_lowest(weights, np.where(weights == 0, gone, ranked), sparsity)
+    layers = np.split(left, np.cumsum([kernel.size for kernel in kernels])[:-1])
+    return [layer.reshape(kernel.shape) for layer, kernel in zip(layers, kernels)]
 
 
 def saliencies(network, inputs):

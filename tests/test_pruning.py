@@ -107,9 +107,10 @@ def test_weights_of_all_layers_are_ranked_together_and_those_that_are_gone_go_fi
     network.hidden[0][2:] = 0  # 12 of 32
     images = np.random.default_rng(1).random((50, 5), np.float32)
     images[:, 0] = 0  # live weights on it have a saliency of 0: 4 more
-    scores = flat(network_pruning.saliencies(network, received(network, images)))
+    saliencies = network_pruning.saliencies(network, received(network, images))
+    scores = flat(saliencies)
     for gone in (12, 16, 24, 31, 32):
-        pruned = network_pruning.prune_together(network, images, gone / 32)
+        pruned = network_pruning.prune_together(network.hidden, saliencies, gone / 32)
         kept = flat(pruned) != 0
         assert kept.sum() == 32 - gone and not pruned[0][2:].any()
         assert scores[kept].min(initial=np.inf) >= scores[~kept].max()
@@ -120,11 +121,15 @@ def test_gradual_pruning_refits_after_each_fifth_and_shares_its_rounds():
     images = np.random.default_rng(0).random((9, 30), np.float32)  # as `pruned_by` has them
     pairs = zip(received(network, images), network.hidden)
     targets = [network_pruning.tf.matmul(x, kernel).numpy() for x, kernel in pairs]
-    prune = network_pruning.prune_together
+
+    def prune(network, sparsity):
+        scores = network_pruning.saliencies(network, received(network, images))
+        return network_pruning.prune_together(network.hidden, scores, sparsity)
+
     # the first round, by hand
-    hidden = prune(network, images, 0.2)
+    hidden = prune(network, 0.2)
     fitted = network._replace(hidden=network_pruning.refit_layers(hidden, images, targets, 5))
-    expected = [prune(network, images, 0.1), hidden, prune(fitted, images, 0.3)]
+    expected = [prune(network, 0.1), hidden, prune(fitted, 0.3)]
     levels = [0.1, 0.2, 0.3, 0.9, 1]
     found = pruned_by("gradual_weight", network, levels)
     for one, other in zip(expected, found):

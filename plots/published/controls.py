@@ -65,11 +65,9 @@ def gradual_scaled(network, inputs, sparsities, rng):
 
 def global_weight(network, inputs, sparsities, rng):
     """Remove the weights of smallest magnitude of all layers together."""
-    weights = np.concatenate([kernel.ravel() for kernel in network.hidden])
-    ends = np.cumsum([kernel.size for kernel in network.hidden])
+    scores = [np.abs(kernel) for kernel in network.hidden]
     for sparsity in sparsities:
-        layers = np.split(project.prune_weights(weights, sparsity), ends[:-1])
-        yield [layer.reshape(kernel.shape) for layer, kernel in zip(layers, network.hidden)]
+        yield project.prune_together(network.hidden, scores, sparsity)
 
 
 def wanda(kernel, inputs, sparsity):
