@@ -77,9 +77,8 @@ def configure_tensorflow():
     # TensorFloat-32 would round the factors of products to 10 bits
     tf.config.experimental.enable_tensor_float_32_execution(False)
     if device_name() == "CPU" and shutil.which("nvidia-smi"):
-        tqdm.write(
-            "TensorFlow does not see the GPU: pip install 'tensorflow[and-cuda]'", sys.stderr
-        )
+        advice = "pip install 'tensorflow[and-cuda]'"
+        tqdm.write(f"TensorFlow does not see the GPU: {advice}", sys.stderr)
 
 
 def device_name():
@@ -681,12 +680,13 @@ VERSIONS = f"tensorflow {tf.__version__}, numpy {np.__version__}"
 
 def run(dataset, options):
     """Return the rows of a data set for all seeds and methods."""
+    data = fingerprint(*dataset[1:])
     tables = []
     for seed in progress(options.seeds, unit="seed"):
         began = time.monotonic()
-        trained = dense_network(dataset, seed, options)
+        trained = dense_network(dataset, data, seed, options)
         for method in options.methods:
-            tables.append(results_of(trained, dataset, seed, method, options))
+            tables.append(results_of(trained, dataset, data, seed, method, options))
         done = f"{time.monotonic() - began:.0f} s on the {device_name()}"
         tqdm.write(f"{dataset.name}, seed {seed}: {done}", sys.stderr)
     rows = pd.concat(tables, ignore_index=True)
@@ -694,14 +694,14 @@ def run(dataset, options):
     return rows.assign(speedup=same["speedup"].transform("median").round(6))
 
 
-def dense_network(dataset, seed, options):
-    """Return the trained dense network of a seed, from its file if there is one."""
+def dense_network(dataset, data, seed, options):
+    """Return the trained dense network of a seed, from its file if there is one; data: checksum."""
     now = definitions() | {name: AS_WRITTEN[name] for name in ("METHODS", "REPAIRS")}
     if not AS_WRITTEN.items() <= now.items():
         return train_dense(dataset, seed, options)  # by code that is not in the file
     unused = CHOICES | {"sparsities", "refit_images", "retrain_epochs"}
     recipe = {name: value for name, value in vars(options).items() if name not in unused}
-    made_by = fingerprint(TRAINING, recipe, *dataset[1:])
+    made_by = fingerprint(TRAINING, recipe, data)
     path = options.output_dir / "networks" / f"{dataset.name}-seed{seed}-{made_by}.keras"
     if not path.exists():
         save(path, keras_model(train_dense(dataset, seed, options)).save)
@@ -714,10 +714,10 @@ def dense_network(dataset, seed, options):
         raise UserError(f"{path} is not the trained network: {error!r}; remove it") from error
 
 
-def results_of(trained, dataset, seed, method, options):
-    """Return the rows of a method, from their file if there is one."""
+def results_of(trained, dataset, data, seed, method, options):
+    """Return the rows of a method, from their file if there is one; data: checksum."""
     recipe = {name: value for name, value in vars(options).items() if name not in CHOICES}
-    made_by = fingerprint(CODE, recipe, *dataset[1:], *trained.kernels, trained.bias)
+    made_by = fingerprint(CODE, recipe, data, *trained.kernels, trained.bias)
     path = options.output_dir / "runs" / f"{dataset.name}-seed{seed}-{method}-{made_by}.csv"
     functions = [METHODS[method], *REPAIRS.values()]
     # functions of other files may change at any time

@@ -199,7 +199,7 @@ for method, sparsities in REFIT.items():
 
 def run(dataset, other, seed, options):
     """Yield the rows of a data set and seed; other: the data set of foreign images, or None."""
-    trained = project.dense_network(dataset, seed, options)
+    trained = project.dense_network(dataset, project.fingerprint(*dataset[1:]), seed, options)
     for methods, repairs, images, sparsities in COMPARED + EXPLAINED if other else COMPARED:
         source, count = dataset, images
         if images == "foreign":
