@@ -797,7 +797,7 @@ STYLES = {  # of methods and repairs, as for Axes.plot, in the order of the lege
     "matched_weight": dict(label="weights, matched to neurons", color="#45a5e0", marker="^"),
     "saliency_weight": dict(label="weights, by saliency", color="#c03030", marker="P", ls="-."),
     "saliency_neuron": dict(label="neurons, by saliency", color="#9040b0", marker="d", ls="--"),
-    "gradual_weight": dict(label="weights, by saliency, refit in rounds", color="teal", marker="X"),
+    "gradual_weight": dict(label="weights, gradual: refit in rounds", color="teal", marker="X"),
     "random_weight": dict(label="random weights", color="#707070", marker="o", ls=":", lw=1),
     "random_neuron": dict(label="random neurons", color="#a0a0a0", marker="s", ls=":", lw=1),
     "scratch": dict(label="small networks from scratch", color="#2a8000", marker="v", ls="-."),

@@ -1,4 +1,4 @@
-"""How long the job, training and repairs take, beside their peers.
+"""How long the job takes, and training beside its peers.
 
     python tests/benchmark.py --data-dir DIR
 
@@ -21,23 +21,19 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "plots" / "published"))
-import controls
-
 import network_pruning as project
 
 project.configure_tensorflow()
 tf, keras = project.tf, project.keras
 sys.modules["triton"] = None  # PyTorch's; its LLVM and TensorFlow's end a process that loads both
 
-PARTS = ("job", "training", "repairs", "sparse")
+PARTS = ("job", "training")
 OPTIONS = project.parse_options([])  # the recipe
 SIZES = [784, *OPTIONS.hidden_units, 10]
 BATCH_SIZE = OPTIONS.batch_size
 RNG = np.random.default_rng(0)
 COMPACTED = 0.8  # sparsity of the neuron-pruned network whose retraining is timed
 MASKED = 0.9  # that of the weight-pruned one
-REPAIRED = 0.95  # that of the one whose repairs are timed
 
 
 def dense_network():
@@ -50,51 +46,6 @@ def timed(work, *arguments):
     began = time.perf_counter()
     work(*arguments)
     return time.perf_counter() - began
-
-
-# -------------------------------------------------------------------------------------- training
-
-
-def products(batches):
-    """Return work that does the matrix products of training on batches, and nothing else.
-
-    Each product reads the one before, and each gradient is read, or TensorFlow would skip it.
-    """
-    kernels = [tf.constant(kernel) for kernel in dense_network().kernels]
-    images = tf.random.uniform((BATCH_SIZE, SIZES[0]))
-
-    @tf.function
-    def loop(batches):
-        read = 0.0
-        for _ in tf.range(batches):
-            inputs = [images + read]
-            for kernel in kernels:
-                inputs.append(tf.matmul(inputs[-1], kernel))
-            errors = inputs.pop()
-            for layer in reversed(range(len(kernels))):
-                gradient = tf.matmul(inputs[layer], errors, transpose_a=True)
-                read += 1e-30 * gradient[0, 0]
-                if layer > 0:
-                    errors = tf.matmul(errors, kernels[layer], transpose_b=True)
-        return read
-
-    return lambda: loop(tf.constant(batches)).numpy()
-
-
-def updates(batches):
-    """Return work that does the fused Adam updates of training on batches, and nothing else."""
-    network = dense_network()
-    variables = [tf.Variable(values) for values in (*network.kernels, network.bias)]
-    gradients = [0.01 * variable for variable in variables]
-    adam = tf.compat.v1.train.AdamOptimizer(OPTIONS.learning_rate)
-
-    @tf.function
-    def loop(batches):
-        for _ in tf.range(batches):
-            adam.apply_gradients(zip(gradients, variables))
-        return variables[0][0, 0]
-
-    return lambda: loop(tf.constant(batches)).numpy()
 
 
 def forward(network, images):
@@ -189,14 +140,12 @@ def pytorch(batches, data):
 
 
 def benchmark_training(repeats, batches, data):
-    """Print seconds per epoch and ratios to the floor, products and updates each on their own."""
+    """Print seconds per epoch, of this project and of others, and ratios to this project's."""
     small = pruned_network(project.prune_neurons, COMPACTED)
     masked = pruned_network(project.prune_weights, MASKED)
     weights = [sum(kernel.size for kernel in net.kernels) for net in (small, dense_network())]
     smaller = f"retraining, {weights[0] / weights[1]:.0%} of the size"
     works = {
-        "matrix products alone": functools.partial(timed, products(batches)),
-        "Adam updates alone": functools.partial(timed, updates(batches)),
         "this project": this_project(batches, data, dense_network()),
         "retraining, masked": this_project(batches, data, masked),
         smaller: this_project(batches, data, small),
@@ -209,69 +158,12 @@ def benchmark_training(repeats, batches, data):
         work()
     epoch = len(data.train_images) / (batches * BATCH_SIZE)
     runs = [{name: epoch * work() for name, work in works.items()} for _ in range(repeats)]
-    for run in runs:
-        run["the floor: both"] = run["matrix products alone"] + run["Adam updates alone"]
     title = f"training, medians of {repeats}"
-    print(f"\n{title:32}{'s/epoch':>10}{'of floor':>10}{'of ours':>10}")
-    for name in runs[0]:
-        cells = [statistics.median(run[name] for run in runs)]
-        for other in ("the floor: both", "this project"):
-            cells.append(statistics.median(run[name] / run[other] for run in runs))
-        print(f"{name:32}" + "".join(f"{cell:10.3f}" for cell in cells))
-
-
-# -------------------------------------------------------------------------- repairs, sparse, job
-
-
-def benchmark_repairs(repeats, network, data):
-    """Print how long it takes to prune a trained network and to repair it, in several ways."""
-    ways = {  # titles: method, repair
-        "magnitude, refit": ("weight", "refit"),
-        "magnitude × input, refit": ("scaled_weight", "refit"),
-        "SparseGPT": ("sparsegpt", "none"),
-        "gradual": ("gradual_weight", "none"),
-        "gradual × input": ("gradual_scaled", "none"),
-        "magnitude, distilled": ("weight", "distilled"),
-        "gradual × input, distilled": ("gradual_scaled", "distilled"),
-        "magnitude, retrained, 1 epoch": ("weight", "retrain"),
-    }
-    project.METHODS.update(controls.METHODS)
-    options = argparse.Namespace(**vars(OPTIONS) | {"sparsities": [REPAIRED]})
-
-    def work(method, repair):
-        project.REPAIRS = {name: f for name, f in controls.REPAIRS.items() if name == repair}
-        options.retrain_epochs = int(repair == "retrain")
-        return list(project.prune_and_repair(network, data, 0, method, options))
-
-    print(f"\n{f'sparsity {REPAIRED}, medians of {repeats}':32}{'s':>10}{'of refit':>10}")
-    seconds = {}
-    for name, way in ways.items():
-        work(*way)  # warms up; not interleaved, since TensorFlow's threads stay busy for a while
-        seconds[name] = statistics.median(timed(work, *way) for _ in range(repeats))
-        ratio = seconds[name] / seconds["magnitude, refit"]
-        print(f"{name:32}{seconds[name]:10.2f}{ratio:10.1f}")
-
-
-def benchmark_sparse(network, data, repeats=5):
-    """Print the speed-up of weight-pruned networks that are run as sparse matrices, on the CPU."""
-    with tf.device("CPU"):  # the sparse product has no deterministic GPU kernel
-        images = tf.identity(data.test_images)
-        columns = tf.transpose(images)
-        dense = project.network_of([tf.constant(a) for a in (*network.kernels, network.bias)])
-        print("\nspeed-up over the dense network if zeros are skipped, on the CPU:")
-        for level in (0.9, 0.95, 0.97, 0.99):
-            hidden = [project.prune_weights(kernel, level).T for kernel in network.hidden]
-            sparse = [tf.sparse.from_dense(kernel) for kernel in hidden]
-
-            def run_sparse(sparse=sparse):
-                activations = columns
-                for kernel in sparse:
-                    activations = tf.nn.relu(tf.sparse.sparse_dense_matmul(kernel, activations))
-                return tf.matmul(activations, dense.output, transpose_a=True)
-
-            run_sparse()
-            ratios = [timed(forward, dense, images) / timed(run_sparse) for _ in range(repeats)]
-            print(f"  sparsity {level:g}: {statistics.median(ratios):.2f}x")
+    print(f"\n{title:32}{'s/epoch':>10}{'of ours':>10}")
+    for name in works:
+        seconds = statistics.median(run[name] for run in runs)
+        ratio = statistics.median(run[name] / run["this project"] for run in runs)
+        print(f"{name:32}{seconds:10.3f}{ratio:10.3f}")
 
 
 def benchmark_job(data_dir):
@@ -288,7 +180,7 @@ def benchmark_job(data_dir):
 
 
 def main():
-    """Run all benchmarks."""
+    """Run the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, help="as that of network_pruning.py")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="(default: all)")
@@ -298,14 +190,9 @@ def main():
     print(f"{project.device_name()}; TensorFlow {tf.__version__}, Keras {keras.__version__}\n")
     if "job" in options.parts:  # first: the peak of a process starts at its parent's size
         benchmark_job(options.data_dir)
-    data = project.load_dataset("mnist", options.data_dir)
     if "training" in options.parts:
+        data = project.load_dataset("mnist", options.data_dir)
         benchmark_training(options.repeats, options.batches, data)
-    network = project.train(dense_network(), data, 1, OPTIONS, RNG)
-    if "repairs" in options.parts:
-        benchmark_repairs(options.repeats, network, data)
-    if "sparse" in options.parts:
-        benchmark_sparse(network, data)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """plots/published/controls.py: methods and repairs that the script is compared with."""
 
-from pathlib import Path
+import argparse
 
 import controls
 import numpy as np
@@ -8,52 +8,72 @@ import pytest
 from conftest import SHARED, TOY, draw_network, flat, received
 
 import network_pruning
-from network_pruning import network_of, prune_weights, refit_layers, tf
+from network_pruning import METHODS, network_of, tf
 
-CASES = SHARED / "cases" / "sparsegpt.npz"
+CASES = SHARED / "cases"
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((200, 30), np.float32)
 NETWORK = draw_network([30, 20, 10, 3], RNG)
-PRUNED = NETWORK._replace(hidden=tuple(prune_weights(kernel, 0.5) for kernel in NETWORK.hidden))
+INPUTS = received(NETWORK, IMAGES)
+CONTROLS = {**controls.ABLATION, **controls.OTHERS}
 
 
 def pruned_once(method, network, inputs, sparsity):
-    [hidden] = controls.METHODS[method](network, inputs, [sparsity], None)
+    [hidden] = CONTROLS[method](network, inputs, [sparsity], None)
     return hidden
 
 
 def test_scores_are_ranked_within_a_layer_within_a_unit_or_in_all_layers():
     network = network_of([np.array([[4.0, -1.0], [1.0, -0.3]]), None, None])
     inputs = [np.array([[1.0, 3.0], [0.0, 4.0]])]  # norms of 1 and 5: products 4, 1, 5 and 1.5
-    [scaled] = pruned_once("scaled_weight", network, inputs, 0.5)
+    [scaled] = pruned_once("one_shot_scaled_layer", network, inputs, 0.5)
     np.testing.assert_array_equal(scaled, [[4, 0], [1, 0]])
     [wanda] = pruned_once("wanda", network, inputs, 0.5)
     np.testing.assert_array_equal(wanda, [[0, 0], [1, -0.3]])
     two = network_of([*network.hidden, np.array([[2.0, 0.5, -3.0, 0.1]]), None, None])
-    together = pruned_once("global_weight", two, None, 0.5)
+    together = pruned_once("one_shot_magnitude_together", two, None, 0.5)
     np.testing.assert_array_equal(flat(together), [4, 0, 1, 0, 2, 0, -3, 0])
 
 
-def test_gradual_pruning_refits_after_each_step_whatever_sparsities_are_named():
-    inputs = received(NETWORK, IMAGES)[:-1]
-    targets = [x @ kernel for x, kernel in zip(inputs, NETWORK.hidden)]
-    # two steps by hand: the first and the second of SPARSITIES
-    first = pruned_once("scaled_weight", NETWORK, inputs, 0.25)
-    fitted = NETWORK._replace(hidden=refit_layers(first, IMAGES, targets))
-    second = pruned_once("scaled_weight", fitted, received(fitted, IMAGES), 0.5)
-    levels = [0.1, 0.5, 0.55, 0.9, 1]
-    found = list(controls.gradual_scaled(NETWORK, inputs, levels, None))
-    np.testing.assert_allclose(flat(found[1]), flat(second), atol=1e-4)
-    for sparsity, hidden in zip(levels, found):
-        alone = pruned_once("gradual_scaled", NETWORK, inputs, sparsity)
-        np.testing.assert_array_equal(flat(hidden), flat(alone))
+def test_the_score_of_obs_is_the_error_that_the_other_weights_cannot_make_up_for():
+    [scores] = controls.obs(NETWORK._replace(hidden=NETWORK.hidden[:1]), [IMAGES])
+    damping = np.sqrt(0.01 * np.mean(np.sum(IMAGES**2, axis=0))) * np.eye(30)
+    rows = np.vstack([IMAGES, damping])  # damping is as more images
+    weights = NETWORK.hidden[0][:, 0]
+    others = np.delete(rows, 4, axis=1)
+    change, *_ = np.linalg.lstsq(others, rows[:, 4] * weights[4])
+    error = np.linalg.norm(rows[:, 4] * weights[4] - others @ change)
+    assert scores[4, 0] == pytest.approx(error, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("control", "method"),
+    [
+        ("one_shot_magnitude_layer", "weight"),
+        ("one_shot_saliencies_layer", "saliency_weight"),
+        ("rounds_saliencies_together", "gradual_weight"),
+    ],
+)
+def test_three_of_the_ablation_are_methods_of_the_script(control, method):
+    levels = [0.5, 0.9]
+    pairs = zip(*(f(NETWORK, INPUTS, levels, None) for f in (CONTROLS[control], METHODS[method])))
+    for found, expected in pairs:
+        np.testing.assert_array_equal(flat(found), flat(expected))
+
+
+def test_rounds_prune_by_their_own_score_and_within_layers():
+    by_magnitude = pruned_once("rounds_magnitude_layer", NETWORK, INPUTS, 0.2)  # one round
+    expected = pruned_once("one_shot_magnitude_layer", NETWORK, INPUTS, 0.2)
+    np.testing.assert_array_equal(flat(by_magnitude) == 0, flat(expected) == 0)
+    assert network_pruning.saliencies is controls.saliencies
 
 
 @pytest.mark.skipif(not CASES.exists(), reason="needs the reference outputs")
 @pytest.mark.parametrize("case", range(3))
 def test_sparsegpt_makes_what_its_authors_code_makes(case):
+    arrays = np.load(CASES / "sparsegpt.npz")
     names = ("kernel", "inputs", "sparsity", "pruned")
-    kernel, inputs, sparsity, expected = (np.load(CASES)[f"{name}_{case}"] for name in names)
+    kernel, inputs, sparsity, expected = (arrays[f"{name}_{case}"] for name in names)
     pruned = controls.sparsegpt(kernel, inputs, float(sparsity))
     np.testing.assert_array_equal(pruned == 0, expected == 0)
     np.testing.assert_allclose(pruned, expected, atol=1e-4)
@@ -66,31 +86,44 @@ def test_each_layer_is_pruned_on_the_outputs_of_those_pruned_before(name):
     np.testing.assert_array_equal(second, expected)
 
 
-def test_repairs_leave_zeros_but_shuffling_and_a_distilled_network_is_nearer_to_the_dense_one():
-    wanted = np.random.default_rng(1).normal(size=(200, 3)).astype(np.float32)
-    shuffled = controls.shuffled(PRUNED, IMAGES, None, repair=lambda network, *_: network)
-    for kernel, moved in zip(PRUNED.hidden, shuffled.hidden):
-        np.testing.assert_array_equal(np.sort(kernel, axis=0), np.sort(moved, axis=0))
-        assert (kernel != moved).any()
-    distilled = controls.distilled(PRUNED, IMAGES, [wanted])
-    for network in (distilled, controls.random_values(PRUNED, IMAGES, [None, None, wanted])):
-        changed = flat(network.hidden) != flat(PRUNED.hidden)
-        assert changed.any() and flat(PRUNED.hidden)[changed].all()
-
-    def distance(network):
-        logits = received(network, IMAGES)[-1] @ network.output + network.bias
-        return np.mean(np.abs(tf.nn.softmax(logits) - tf.nn.softmax(wanted)))
-
-    assert distance(distilled) < distance(PRUNED)
+@pytest.mark.skipif(not CASES.exists(), reason="needs the network of the benchmark")
+def test_magnitude_leaves_of_the_public_network_what_its_papers_say():
+    arrays = np.load(CASES / "mlpnet.npz")
+    network = network_pruning.Network(tuple(arrays[name] for name in arrays), None, None)
+    [dataset] = network_pruning.load_datasets(["mnist"], SHARED / "data")
+    options = argparse.Namespace(refit_images=100)
+    rows = list(controls.prune_mlpnet(network, dataset, 0, options))
+    key = [*zip(*(map(row.get, ("method", "repair", "sparsity")) for row in rows))]
+    accuracies = dict(zip(zip(*key), (row["test_accuracy"] for row in rows)))
+    assert accuracies["weight", "none", 0.95] == pytest.approx(0.8364, abs=2e-4)
+    assert accuracies["weight", "none", 0.98] == pytest.approx(0.3225, abs=2e-4)
+    assert len(rows) == 3 * 2 * 7
 
 
-def test_all_controls_of_a_seed_start_from_the_network_that_is_kept(monkeypatch):
-    monkeypatch.setattr(network_pruning, "REPAIRS", {})  # is as before when the test is over
-    monkeypatch.setattr(controls, "COMPARED", [(["weight"], ["none", "distilled"], 50, [0.5])])
-    monkeypatch.setattr(controls, "EXPLAINED", [(["weight"], ["refit"], "foreign", [0.5])])
-    changes = ["--epochs", "1", "--hidden-units", "20", "10"]
-    other = TOY._replace(train_images=TOY.train_images[::-1])
-    rows = list(controls.run(TOY, other, 0, network_pruning.parse_options(changes)))
-    measured = [(row["repair"], row["images"]) for row in rows]
-    assert measured == [("none", 50), ("distilled", 50), ("refit", "foreign")]
-    assert len(list(Path("plots/networks").iterdir())) == 1
+def options(**changes):
+    return argparse.Namespace(**vars(network_pruning.parse_options([])) | changes)
+
+
+def test_training_on_a_few_images_brings_a_pruned_network_back_to_the_dense_one(monkeypatch):
+    dense = draw_network([6, 20, 10, 6], RNG)
+    images = tf.constant(RNG.normal(size=(100, 6)), tf.float32)
+    labels = np.argmax(received(dense, images)[-1] @ dense.output, axis=1)
+    taught = network_pruning.Dataset("toy", images, tf.one_hot(labels, 6), images, labels)
+    repairs = ["none", "distilled", "labeled"]
+    monkeypatch.setattr(controls, "COMPARED", [(["weight"], repairs, [100])])
+    monkeypatch.setattr(controls, "LEVELS", [0.8])
+    monkeypatch.setattr(controls, "FEW_EPOCHS", 600)
+    rows = list(controls.compare(dense, taught, 0, options()))
+    accuracies = {row["repair"]: row["test_accuracy"] for row in rows}
+    assert accuracies["none"] < min(accuracies["distilled"], accuracies["labeled"])
+    assert [row["images"] for row in rows] == [100] * 3
+
+
+def test_ways_to_a_small_network_are_timed_from_the_dense_one(monkeypatch):
+    monkeypatch.setattr(controls, "TIMED", [("weight", "none"), ("neuron", "retrain")])
+    dense = draw_network([6, 20, 10, 6], np.random.default_rng(0))
+    rows = list(controls.time_networks(dense, TOY, 0, options(epochs=1)))
+    ways = {(row["method"], row["repair"], row["batch"]) for row in rows}
+    states = (("weight", "none"), ("neuron", "retrain"), ("scratch", "retrain"))
+    assert ways == {(*state, batch) for state in states for batch in controls.BATCHES}
+    assert all(row["seconds"] > 0 and row["speedup"] > 0 for row in rows)

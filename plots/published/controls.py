@@ -1,73 +1,110 @@
-"""Controls: pruning and repairs that network_pruning.py does not have. Prints a CSV.
+"""Controls: pruning and repairs that network_pruning.py is compared with. Prints a CSV.
 
-    python plots/published/controls.py --data-dir DIR --output-dir plots/published > controls.csv
+    python plots/published/controls.py --data-dir DIR --output-dir DIR --datasets mnist
 
-Adds methods and repairs to those of the script, and runs its experiment with them: on the dense
-networks in networks/ of --output-dir; those that are not there are trained.
+Uses the dense networks in networks/ of --output-dir; those that are not there are trained. With
+--speed, it times networks instead; with --mlpnet, it prunes the network of a public benchmark.
 """
 
 import argparse
 import functools
 import itertools
 import sys
-import zlib
+import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
-from scipy import linalg
+from scipy import linalg, sparse
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import network_pruning as project
 
 project.configure_tensorflow()
 tf = project.tf
+saliencies = project.saliencies  # also while another score stands in for it
 
 RECIPE = project.parse_options([])
-REFIT_IMAGES = RECIPE.refit_images
-DATASETS = (*project.TITLES, "digits")
-OTHERS = {"mnist": "fashion_mnist", "fashion_mnist": "mnist"}  # whose images are tried, too
+LEVELS = [0.9, 0.95, 0.97, 0.99]  # sparsities at which methods are compared
+FEW_EPOCHS = 40  # of training on as many images as refitting uses
+TIMED = [("weight", "none")]  # methods and repairs
+TIMED += itertools.product(("neuron", "saliency_neuron", "gradual_weight"), ("refit", "retrain"))
+BATCHES = {250: 20, 10000: 3}  # images that are timed at once, and how often
+MLPNET_LEVELS = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98]  # those of the papers
+MLPNET_SCALE = 0.1307, 0.3081  # mean and deviation by which its images are normalized
 KEY = ["dataset", "seed", "method", "sparsity", "repair"]  # of a row
-SPARSITIES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99)  # of what is published
-LEVELS = [0.9, 0.95, 0.97, 0.99]  # at which methods are compared
-# networks whose refitting is explained
-REFIT = {"weight": [0.95, 0.99], "neuron": [0.8], "random_weight": [0.8, 0.95]}
-DISTILLATION_EPOCHS = 40
 COLUMNS = [*KEY, "images", "live_fraction", "test_accuracy"]
 
 
-# ---------------------------------------------------------------------------------------- methods
-# Arguments are those of the script's methods.
+# ----------------------------------------------------------------------------------------- scores
+# A score takes a network and what each layer receives; it returns the scores of hidden weights.
 
 
-def scaled_weight(network, inputs, sparsities, rng):
-    """Remove the weights of smallest magnitude times the L2 norm of the input that they multiply.
+def magnitude(network, inputs):
+    """Magnitude of each weight."""
+    return [np.abs(kernel) for kernel in network.hidden]
 
-    The score of Wanda, which compares weights within each unit; this does within each layer.
-    """
+
+def scaled(network, inputs):
+    """Magnitude times the L2 norm of the input: the score of Wanda (Sun et al. 2024)."""
     norms = [np.linalg.norm(received, axis=0)[:, np.newaxis] for received in inputs]
-    scores = [np.abs(kernel) * norm for kernel, norm in zip(network.hidden, norms)]
-    return project.cut(network.hidden, scores, sparsities)
+    return [np.abs(kernel) * norm for kernel, norm in zip(network.hidden, norms)]
 
 
-def gradual_scaled(network, inputs, sparsities, rng):
-    """Prune by `scaled_weight` in the steps of SPARSITIES; refit the hidden layers between them."""
-    images = inputs[0]
-    targets = [tf.matmul(x, kernel).numpy() for x, kernel in zip(inputs, network.hidden)]
-    steps = list(SPARSITIES)
+def obs(network, inputs):
+    """Root of the layer's squared error that Optimal Brain Surgeon expects without each weight.
+
+    Hassibi and Stork 1993, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon".
+    """
+    scores = []
+    for kernel, received in zip(network.hidden, map(np.asarray, inputs)):
+        inverse = linalg.inv(damped(received.T.astype(np.float64) @ received))
+        scores.append(np.abs(kernel) / np.sqrt(inverse.diagonal())[:, np.newaxis])
+    return scores
+
+
+def obs_response(network, inputs):
+    """`obs` times how much the logits respond to the unit, as in the script's saliency."""
+    pairs = zip(obs(network, inputs), project.sensitivities(network, inputs))
+    return [score * response for score, response in pairs]
+
+
+def all_saliencies(network, inputs):
+    """Saliencies of a network whose output layer is pruned as well: the last of `hidden`."""
+    *hidden, output = network.hidden
+    split = project.Network(tuple(hidden), output, np.zeros(output.shape[1]))
+    received = np.asarray(inputs[len(hidden)])
+    norms = np.linalg.norm(received, axis=0)[:, np.newaxis]
+    response = np.sqrt(len(received))  # of each logit to itself, over all images
+    return [*saliencies(split, inputs[:-1]), np.abs(output) * norms * response]
+
+
+def damped(hessian, damping=0.01):
+    """Return a Hessian with a part of its mean diagonal added to its diagonal."""
+    return hessian + damping * hessian.diagonal().mean() * np.eye(len(hessian))
+
+
+# ---------------------------------------------------------------------------------------- methods
+# Arguments are those of the script's methods, after those that a control adds.
+
+
+def in_each_layer(kernels, scores, sparsity):
+    """Remove the weights of lowest scores of each layer."""
+    return [project.zero_lowest(*pair, sparsity) for pair in zip(kernels, scores)]
+
+
+def one_shot(score, select, network, inputs, sparsities, rng):
+    """Remove the weights of lowest scores at once."""
+    scores = score(network, inputs)
     for sparsity in sparsities:
-        while steps and steps[0] < sparsity:
-            [hidden] = scaled_weight(network, inputs, [steps.pop(0)], rng)
-            network = network._replace(hidden=tuple(project.refit_layers(hidden, images, targets)))
-            inputs = [np.asarray(x) for x in project.layer_inputs(network.hidden, images)]
-        yield from scaled_weight(network, inputs, [sparsity], rng)
+        yield select(network.hidden, scores, sparsity)
 
 
-def global_weight(network, inputs, sparsities, rng):
-    """Remove the weights of smallest magnitude of all layers together."""
-    scores = [np.abs(kernel) for kernel in network.hidden]
-    for sparsity in sparsities:
-        yield project.prune_together(network.hidden, scores, sparsity)
+def rounds(score, select, network, inputs, sparsities, rng):
+    """Prune as `gradual_weight` does, by another score or within each layer."""
+    with mock.patch.multiple(project, saliencies=score, prune_together=select):
+        yield from project.gradual_weight(network, inputs, sparsities, rng)
 
 
 def wanda(kernel, inputs, sparsity):
@@ -80,7 +117,7 @@ def wanda(kernel, inputs, sparsity):
     return np.stack(units, axis=1)
 
 
-def sparsegpt(kernel, inputs, sparsity, block=128, damping=0.01):
+def sparsegpt(kernel, inputs, sparsity, block=128):
     """Return a copy of a kernel, pruned by SparseGPT: weights are removed and updated in one pass.
 
     Frantar and Alistarh 2023, "SparseGPT: Massive Language Models Can Be Accurately Pruned in
@@ -88,16 +125,14 @@ def sparsegpt(kernel, inputs, sparsity, block=128, damping=0.01):
     least by the inverse Hessian of the layer's squared error, and the weights on later inputs make
     up for each. What it aims at are the outputs of this kernel on these inputs.
 
-    kernel: [fan_in, units]. inputs: [n, fan_in]. sparsity: below 1. damping: relative to the mean
-    of the Hessian's diagonal.
+    kernel: [fan_in, units]. inputs: [n, fan_in]. sparsity: below 1.
     """
     weights = kernel.astype(np.float64)
     hessian = inputs.T.astype(np.float64) @ inputs
     dead = hessian.diagonal() == 0
     hessian[dead, dead] = 1
     weights[dead] = 0
-    hessian += damping * hessian.diagonal().mean() * np.eye(len(hessian))
-    factor = linalg.cholesky(linalg.inv(hessian))  # upper triangular
+    factor = linalg.cholesky(linalg.inv(damped(hessian)))  # upper triangular
     for first in range(0, len(weights), block):
         rows = slice(first, min(first + block, len(weights)))
         costs = (weights[rows] / factor.diagonal()[rows, np.newaxis]) ** 2
@@ -111,125 +146,186 @@ def sparsegpt(kernel, inputs, sparsity, block=128, damping=0.01):
     return weights.astype(kernel.dtype)
 
 
-def layer_by_layer(prune):
-    """Make a method that prunes each layer on the outputs of the layers pruned before it."""
-
-    def method(network, inputs, sparsities, rng):
-        for sparsity in sparsities:
-            received = inputs[0]
-            pruned = []
-            for kernel in network.hidden:
-                pruned.append(prune(kernel, received, sparsity))
-                received = np.maximum(received @ pruned[-1], 0)
-            yield pruned
-
-    return method
+def layer_by_layer(prune, network, inputs, sparsities, rng):
+    """Prune each layer on the outputs of the layers pruned before it."""
+    for sparsity in sparsities:
+        received = inputs[0]
+        pruned = []
+        for kernel in network.hidden:
+            pruned.append(prune(kernel, received, sparsity))
+            received = np.maximum(received @ pruned[-1], 0)
+        yield pruned
 
 
-METHODS = {
-    "scaled_weight": scaled_weight,
-    "gradual_scaled": gradual_scaled,
-    "global_weight": global_weight,
-    "wanda": layer_by_layer(wanda),
-    "sparsegpt": layer_by_layer(sparsegpt),
-    # of other blocks and dampings, all inputs in one block was the best setting on these data sets
-    "sparsegpt_one_block": layer_by_layer(functools.partial(sparsegpt, block=10**6)),
+partial = functools.partial
+WHERE = {"layer": in_each_layer, "together": project.prune_together}
+ABLATION = {
+    f"{schedule.__name__}_{score.__name__}_{where}": partial(schedule, score, select)
+    for schedule, score, (where, select) in itertools.product(
+        (one_shot, rounds), (magnitude, scaled, saliencies), WHERE.items()
+    )
 }
-
-# ---------------------------------------------------------------------------------------- repairs
-# Arguments are those of the script's repairs.
-
-
-def rng_of(network):
-    """Make a generator that is another one for each network, and the same in each run."""
-    checksum = zlib.crc32(b"".join(kernel.tobytes() for kernel in network.kernels))
-    return project.rng_for(checksum, "controls")
-
-
-def random_values(network, images, targets):
-    """Draw the hidden weights anew, with their places and deviation; refit the output layer."""
-    rng = rng_of(network)
-    kernels = []
-    for kernel in network.hidden:
-        values = rng.normal(scale=kernel[kernel != 0].std(), size=kernel.shape)
-        kernels.append(np.where(kernel != 0, values, 0).astype(np.float32))
-    return project.refit_output(network._replace(hidden=tuple(kernels)), images, targets)
-
-
-def shuffled(network, images, targets, repair=project.refit_all):
-    """Shuffle the incoming weights of each hidden unit, zeros and all; refit all layers."""
-    rng = rng_of(network)
-    kernels = [rng.permuted(kernel, axis=0) for kernel in network.hidden]
-    return repair(network._replace(hidden=tuple(kernels)), images, targets)
-
-
-def distilled(network, images, targets):
-    """Train on the images to predict the dense network's class probabilities; zeros stay zeros.
-
-    Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", at temperature 1.
-    """
-    teacher = tf.nn.softmax(targets[-1] + network.bias)
-    imitated = project.Dataset("images", tf.constant(images), teacher, None, None)
-    return project.train(network, imitated, DISTILLATION_EPOCHS, RECIPE, rng_of(network))
-
-
-REPAIRS = {
-    **project.REPAIRS,
-    "random_values": random_values,
-    "shuffled": shuffled,
-    "shuffled_output": functools.partial(shuffled, repair=project.refit_output),
-    "distilled": distilled,
+OTHERS = {
+    "wanda": partial(layer_by_layer, wanda),
+    "sparsegpt": partial(layer_by_layer, sparsegpt),
+    # of other blocks and dampings, all inputs in one block was the best setting on these data sets
+    "sparsegpt_one_block": partial(layer_by_layer, partial(sparsegpt, block=10**6)),
+}
+OBS = {
+    "rounds_obs_layer": partial(rounds, obs, in_each_layer),
+    "rounds_obs_response_together": partial(rounds, obs_response, project.prune_together),
 }
 
 # ----------------------------------------------------------------------------------- experiment
+# Each takes a dense network, its data set and seed, and options of the script; it yields rows.
 
-STATES = ["none", "refit", "distilled", "retrain"]
-COMPARED = [  # methods, repairs, images to refit on, sparsities
-    (["weight"], ["distilled"], REFIT_IMAGES, LEVELS),
-    (["scaled_weight", "gradual_scaled", "sparsegpt"], STATES, REFIT_IMAGES, LEVELS),
-    (["global_weight", "sparsegpt_one_block", "wanda"], ["none", "refit"], REFIT_IMAGES, LEVELS),
+
+def centered(network, images, targets):
+    """Subtract from each logit its mean over the images: a common shift of all images goes."""
+    logits = project.layer_inputs(network.hidden, images)[-1] @ network.output
+    return network._replace(bias=-np.mean(logits, axis=0))
+
+
+COMPARED = [  # methods, repairs, numbers of images
+    (ABLATION, ["refit"], [RECIPE.refit_images]),
+    (OTHERS, ["none", "refit"], [RECIPE.refit_images]),
+    (OBS, ["refit"], [RECIPE.refit_images]),
+    (["one_shot_magnitude_together"], ["retrain"], [RECIPE.refit_images]),
+    (["weight", "saliency_weight"], ["centered"], [RECIPE.refit_images]),
+    (["weight", "gradual_weight"], ["distilled", "labeled"], [RECIPE.refit_images]),
+    (["gradual_weight"], ["refit"], [100, 300, 5000]),
 ]
-EXPLAINED = [(["sparsegpt"], ["none"], 5000, [0.95])]  # digits have fewer images
-for method, sparsities in REFIT.items():
-    repairs = ["random_values", "shuffled", "shuffled_output"]
-    EXPLAINED.append(([method], repairs, REFIT_IMAGES, sparsities))
-    for images in (100, 300, 5000, "foreign"):
-        EXPLAINED.append(([method], ["refit"], images, sparsities))
 
 
-def run(dataset, other, seed, options):
-    """Yield the rows of a data set and seed; other: the data set of foreign images, or None."""
-    trained = project.dense_network(dataset, project.fingerprint(*dataset[1:]), seed, options)
-    for methods, repairs, images, sparsities in COMPARED + EXPLAINED if other else COMPARED:
-        source, count = dataset, images
-        if images == "foreign":
-            source = dataset._replace(train_images=other.train_images)
-            count = REFIT_IMAGES
-        changed = argparse.Namespace(**vars(options))
-        changed.sparsities = sparsities
-        changed.refit_images = count
-        changed.retrain_epochs = int("retrain" in repairs)
-        project.REPAIRS = {name: REPAIRS[name] for name in repairs if name in REPAIRS}
-        for method in methods:
-            for row in project.measure(trained, source, seed, method, changed):
-                yield row | {"images": images}
+def compare(trained, dataset, seed, options):
+    """Prune, repair and measure by the methods and repairs of COMPARED.
+
+    distilled: trained on the images to predict the dense network's class probabilities (Hinton,
+    Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", at temperature 1).
+    labeled: trained on the same images to predict their true labels. Zeros stay zeros.
+    """
+    order = project.rng_for(seed, "refit images").permutation(len(dataset.train_images))
+    labels = tf.gather(dataset.train_targets, order[: RECIPE.refit_images])
+
+    def train_on_few(network, images, classes):
+        few = project.Dataset("few", tf.constant(images), classes, None, None)
+        rng = project.rng_for(seed, "train on few")
+        return project.train(network, few, FEW_EPOCHS, RECIPE, rng)
+
+    def distilled(network, images, targets):
+        return train_on_few(network, images, tf.nn.softmax(targets[-1] + network.bias))
+
+    def labeled(network, images, targets):
+        return train_on_few(network, images, labels)
+
+    repairs = [centered, distilled, labeled]
+    known = {**project.REPAIRS, **{repair.__name__: repair for repair in repairs}}
+    options.sparsities = LEVELS
+    for methods, names, counts in COMPARED:
+        options.retrain_epochs = int("retrain" in names)
+        chosen = {name: known[name] for name in names if name in known}
+        for method, options.refit_images in itertools.product(methods, counts):
+            if options.refit_images > len(dataset.train_images):
+                continue
+            with mock.patch.object(project, "REPAIRS", chosen):
+                for row in project.measure(trained, dataset, seed, method, options):
+                    row["images"] = options.refit_images
+                    yield {name: row[name] for name in COLUMNS}
+
+
+def time_networks(trained, dataset, seed, options):
+    """Time how long networks take to make, and a pass beside the dense one's, by NumPy and SciPy.
+
+    Those pruned by weights in rounds are run as sparse matrices. Minima of interleaved runs.
+    """
+    dense = [np.ascontiguousarray(kernel.T) for kernel in trained.kernels]
+    for (method, repair), sparsity in itertools.product(TIMED, RECIPE.sparsities[2:]):
+        stored = sparse.csr_array if method == "gradual_weight" else np.ascontiguousarray
+        options.sparsities = [sparsity]
+        options.retrain_epochs = int(repair == "retrain")
+        chosen = {name: f for name, f in project.REPAIRS.items() if name == repair}
+        began = time.perf_counter()
+        with mock.patch.object(project, "REPAIRS", chosen):
+            networks = project.prune_and_repair(trained, dataset, seed, method, options)
+            for kind, *_, network in networks:
+                row = dict(zip(KEY, (dataset.name, seed, kind, sparsity, repair)))
+                row["seconds"] = time.perf_counter() - began
+                pruned = [stored(kernel.T) for kernel in network.kernels]
+                for batch, repeats in BATCHES.items():
+                    images = np.ascontiguousarray(dataset.test_images[:batch].numpy().T)
+                    runs = [[run(each, images) for each in (dense, pruned)] for _ in range(repeats)]
+                    yield row | {"batch": batch, "speedup": np.divide(*np.min(runs, axis=0))}
+                began = time.perf_counter()
+
+
+def run(kernels, outputs):
+    """Return the seconds of a pass; kernels and images are transposed."""
+    began = time.perf_counter()
+    for kernel in kernels:
+        outputs = np.maximum(kernel @ outputs, 0)
+    return time.perf_counter() - began
+
+
+def prune_mlpnet(network, dataset, seed, options):
+    """Prune the network of WoodFisher and CHITA, all its layers ranked together, as they do.
+
+    Singh and Alistarh 2020, "WoodFisher: Efficient Second-Order Approximation for Neural Network
+    Compression"; Benbaki et al. 2023, "Fast as CHITA: Neural Network Pruning with Combinatorial
+    Optimization". The output layer is among the hidden ones of `network`, so it is pruned, too.
+    """
+    mean, deviation = MLPNET_SCALE
+    train_images = (dataset.train_images.numpy() - mean) / deviation
+    test_images = (dataset.test_images.numpy() - mean) / deviation
+    order = project.rng_for(seed, "refit images").permutation(len(train_images))
+    images = train_images[order[: options.refit_images]]
+    inputs = [np.asarray(x) for x in project.layer_inputs(network.hidden, images)]
+    targets = [x @ kernel for x, kernel in zip(inputs, network.hidden)]
+    arguments = network, inputs, MLPNET_LEVELS, None
+    pruned = {
+        "weight": one_shot(magnitude, project.prune_together, *arguments),
+        "gradual_weight": rounds(all_saliencies, project.prune_together, *arguments),
+        "rounds_saliencies_layer": rounds(all_saliencies, in_each_layer, *arguments),
+    }
+    for method, networks in pruned.items():
+        for sparsity, kernels in zip(MLPNET_LEVELS, networks, strict=True):
+            repaired = {"none": kernels, "refit": project.refit_layers(kernels, images, targets)}
+            for repair, (*hidden, output) in repaired.items():
+                logits = project.layer_inputs(hidden, test_images)[-1].numpy() @ output
+                accuracy = project.evaluate(logits, dataset.test_labels)["test_accuracy"]
+                row = dict(zip(KEY, ("mlpnet", seed, method, sparsity, repair)))
+                yield row | {"images": len(images), "test_accuracy": accuracy}
 
 
 def main():
     """Run the controls."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data-dir", type=Path, help="as that of network_pruning.py")
-    parser.add_argument("--output-dir", default="plots", help="as that of network_pruning.py")
-    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=range(10))
+    add = parser.add_argument
+    add("--data-dir", type=Path, help="as that of network_pruning.py")
+    add("--output-dir", default="plots", help="as that of network_pruning.py")
+    add("--datasets", nargs="+", default=["mnist", "fashion_mnist", "digits"])
+    add("--hidden-units", nargs="+", default=[str(units) for units in RECIPE.hidden_units])
+    add("--seeds", nargs="+", type=int, default=range(5))
+    add("--speed", action="store_true", help="time networks; let nothing else run meanwhile")
+    add("--mlpnet", type=Path, help="NPZ file with the kernels of the public benchmark")
     arguments = parser.parse_args()
-    options = project.parse_options(["--output-dir", arguments.output_dir])
-    datasets = dict(zip(DATASETS, project.load_datasets(DATASETS, arguments.data_dir)))
-    project.METHODS.update(METHODS)
-    print(",".join(COLUMNS))
-    for name, seed in itertools.product(arguments.datasets, arguments.seeds):
-        rows = pd.DataFrame(run(datasets[name], datasets.get(OTHERS.get(name)), seed, options))
-        print(rows.round(6).to_csv(columns=COLUMNS, header=False, index=False), end="", flush=True)
+    project.METHODS.update({**ABLATION, **OTHERS, **OBS})
+    changes = ["--output-dir", arguments.output_dir, "--hidden-units", *arguments.hidden_units]
+    header = True
+    for dataset in project.load_datasets(arguments.datasets, arguments.data_dir):
+        data = project.fingerprint(*dataset[1:])
+        for seed in arguments.seeds:
+            options = project.parse_options(changes)
+            if arguments.mlpnet:
+                kernels = np.load(arguments.mlpnet)
+                network = project.Network(tuple(kernels[name] for name in kernels), None, None)
+                rows = prune_mlpnet(network, dataset, seed, options)
+            else:
+                trained = project.dense_network(dataset, data, seed, options)
+                measure = time_networks if arguments.speed else compare
+                rows = measure(trained, dataset, seed, options)
+            table = pd.DataFrame(rows).round(6)
+            print(table.to_csv(header=header, index=False), end="", flush=True)
+            header = False
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ replaces what stands between each `<!-- table: name -->` and the next `<!-- end 
 
 import argparse
 import functools
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -18,47 +19,48 @@ from scipy import stats
 PUBLISHED = Path(__file__).parent
 ROOT = PUBLISHED.parents[1]
 sys.path.insert(0, str(ROOT))
-from controls import DATASETS, LEVELS, REFIT, SPARSITIES
+from controls import LEVELS, RECIPE
 
 from network_pruning import STYLES, TITLES
 
 FILES = (ROOT / "README.md", PUBLISHED / "README.md")
-RESULTS = pd.concat(pd.read_csv(PUBLISHED / f"{name}.csv") for name in DATASETS)
-CONTROLS = pd.read_csv(PUBLISHED / "controls.csv", dtype={"images": str})
+DATASETS = (*TITLES, "digits")
+LENET = "lenet-300-100"  # the folder, and with a data set's name the name of its networks
+MARGIN = 1.0  # points of accuracy; two methods closer than that are equivalent
+REPAIRS = {name: STYLES[name]["label"] for name in ("none", "refit", "retrain")}
+METHODS = {  # that are compared, with their names in the text
+    "weight": "magnitude",
+    "saliency_weight": "saliency",
+    "gradual_weight": "gradual",
+}
+
+
+def load():
+    """Return the rows of all CSV files but the one of times, with the network in `dataset`."""
+    tables = []
+    for path in sorted([*PUBLISHED.glob("*.csv"), *(PUBLISHED / LENET).glob("*.csv")]):
+        if path.name != "speed.csv":
+            rows = pd.read_csv(path)
+            folder = "" if path.parent == PUBLISHED else f"{path.parent.name} "
+            images = rows["images"] if "images" in rows else rows["refit_images"]
+            tables.append(rows.assign(dataset=folder + rows["dataset"], images=images))
+    return pd.concat(tables)
+
+
+RESULTS = load()
 NETWORKS = ["dataset", "method", "sparsity", "repair", "images"]  # what all seeds have in common
-ROWS = pd.concat([RESULTS.assign(images="1000"), CONTROLS])
-SEEDS = {network: rows.set_index("seed").sort_index() for network, rows in ROWS.groupby(NETWORKS)}
-METHODS = {  # of the data sets' CSV files, with their titles
-    "weight": "weights",
-    "scaled_weight": "× input",
-    "gradual_scaled": "gradual",
-    "global_weight": "ranked globally",
-    "matched_weight": "matched",
-    "neuron": "neurons",
-    "random_weight": "random weights",
-    "random_neuron": "random neurons",
-    "scratch": "from scratch",
-}
-REPAIRS = {  # with their titles
-    name: STYLES[name]["label"] for name in ("none", "no_bias", "refit_output", "refit", "retrain")
-}
-SLOPE = (0.6, 0.7, 0.8, 0.9, 0.95, 0.97)  # where the curves of the original fall
-ORIGINAL = {  # test accuracy of one run of the original's own script, at 0 and SPARSITIES
-    ("mnist", "weight"): "0.979 0.980 0.981 0.981 0.980 0.979 0.955 0.533 0.196 0.097",
-    ("mnist", "neuron"): "0.979 0.980 0.977 0.974 0.967 0.923 0.270 0.097 0.097 0.097",
-    ("fashion_mnist", "weight"): "0.886 0.886 0.887 0.887 0.882 0.867 0.737 0.421 0.256 0.106",
-    ("fashion_mnist", "neuron"): "0.886 0.887 0.886 0.878 0.734 0.500 0.136 0.100 0.100 0.100",
-}
-AT_LEVELS = ["sparsity", *(f"{level:g}" for level in LEVELS)]  # heads of columns
-MARGIN = 1.0  # point of accuracy; two methods closer than that are equivalent
+SEEDS = {key: rows.set_index("seed").sort_index() for key, rows in RESULTS.groupby(NETWORKS)}
+TIMED_BY = ["dataset", "method", "repair", "sparsity", "batch"]
+TIMES = pd.read_csv(PUBLISHED / "speed.csv").set_index(TIMED_BY).sort_index()
 
 
 # ---------------------------------------------------------------------------------------- numbers
 
 
-def values(name, state, sparsity=0.0, column="test_accuracy", images="1000"):
+def values(name, state, sparsity=0.0, column="test_accuracy", images=RECIPE.refit_images):
     """A column's value for each seed of a data set; state: method and repair, "weight refit"."""
-    return SEEDS[name, state.split()[0], sparsity, state.split()[1], images][column]
+    method, repair = state.split()
+    return SEEDS[name, method, sparsity, repair, images][column]
 
 
 def interval(series, confidence=0.95):
@@ -69,26 +71,15 @@ def interval(series, confidence=0.95):
 
 
 def limits(better, worse, confidence=0.95):
-    """Mean paired difference over seeds in points, and the ends of its interval."""
+    """Mean paired difference in points over the seeds of both, and the ends of its interval."""
+    better, worse = better.align(worse, join="inner")  # controls have fewer seeds
     return interval(100 * (better - worse), confidence)
-
-
-def as_text(mean, low, high):
-    """A mean with its interval."""
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]".replace("-0.0", "0.0").replace("-", "−")
 
 
 def gain(better, worse, confidence=0.95):
     """Mean paired difference with its interval, as text."""
-    return as_text(*limits(better, worse, confidence))
-
-
-def gap_closed(name, state, sparsity):
-    """Percentage of what one epoch of retraining gains over magnitude as pruned, as text."""
-    gained, pruned, retrained = (
-        values(name, each, sparsity) for each in (state, "weight none", "weight retrain")
-    )
-    return as_text(*interval(100 * (gained - pruned) / (retrained - pruned)))
+    mean, low, high = limits(better, worse, confidence)
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]".replace("-0.0", "0.0").replace("-", "−")
 
 
 def mean(*key, **options):
@@ -96,26 +87,14 @@ def mean(*key, **options):
     return f"{values(*key, **options).mean():.3f}"
 
 
-def mean_after(repair, name, method, sparsity):
-    """Mean accuracy of a method after a repair, as text; empty where there is none."""
-    measured = (name, method, sparsity, repair, "1000") in SEEDS
-    return mean(name, f"{method} {repair}", sparsity) if measured else ""
-
-
-def cell(series):
-    """Mean and standard deviation over seeds."""
-    return f"{series.mean():.3f} ± {series.std():.3f}"
+def cell(*key):
+    """Mean accuracy and standard deviation over seeds, as text."""
+    return f"{values(*key).mean():.3f} ± {values(*key).std():.3f}"
 
 
 def live(name, method, sparsity):
     """Mean share of the hidden weights that are live, as text."""
-    repair = "retrain" if method == "scratch" else "none"
-    return f"{values(name, f'{method} {repair}', sparsity, 'live_fraction').mean():.3f}"
-
-
-def speedup(name, method, sparsity):
-    """Median speed-up over the seeds, as text; a repair changes no sizes."""
-    return f"{values(name, f'{method} retrain', sparsity, 'speedup').median():.1f}×"
+    return f"{values(name, f'{method} none', sparsity, 'live_fraction').mean():.4f}"
 
 
 def verdict(first, second, names):
@@ -132,20 +111,20 @@ def verdict(first, second, names):
     return "undecided"
 
 
-def within_a_point(name, method, repair):
-    """The highest sparsity whose loss against dense is below one point, and the speed-up there.
+def timed(name, state, sparsity, column="speedup", batch=10000):
+    """The speed-up of a network over the dense one, or the seconds it took to make it."""
+    return TIMES.loc[(name, *state.split(), sparsity, batch), column]
 
-    By the 95 % interval. "none" if no level is; empty if the method has no such repair.
-    """
-    measured = [level for level in SPARSITIES if (name, method, level, repair, "1000") in SEEDS]
-    within = []
-    for level in measured:
-        _, _, high = limits(values(name, "dense none"), values(name, f"{method} {repair}", level))
-        if high < MARGIN:
-            within.append(level)
+
+def fastest(name, state, margin):
+    """The highest sparsity whose whole interval of the loss is below a margin; the speeds there."""
+    levels = TIMES.loc[(name, *state.split())].index.unique("sparsity")
+    lost = {s: limits(values(name, "dense none"), values(name, state, s))[2] for s in levels}
+    within = [level for level in levels if lost[level] < margin]
     if not within:
-        return "none" if measured else ""
-    return f"{max(within):g}: {speedup(name, method, max(within))}"
+        return "none"
+    speeds = [f"{timed(name, state, within[-1], batch=batch):.1f}×" for batch in (250, 10000)]
+    return f"{within[-1]:g}: {speeds[0]}, {speeds[1]}"
 
 
 # ----------------------------------------------------------------------------------------- tables
@@ -157,147 +136,156 @@ def markdown(heads, rows, texts=1):
     return "\n".join("|".join(["", *line, ""]) for line in (heads, rule, *rows))
 
 
+def compared(states, names, levels):
+    """Mean accuracies of states, with titles, of data sets, with titles, at sparsities."""
+    cells = list(itertools.product(names, levels))
+    rows = [
+        [title, *(mean(name, state, s) for name, s in cells)] for state, title in states.items()
+    ]
+    return markdown(["", *(f"{names[name]} {sparsity}" for name, sparsity in cells)], rows)
+
+
 def front():
-    """The front page's table: what is reached with few weights."""
+    """The front page's table: what is reached with few weights, or with few neurons."""
     states = {
-        "weight none": "magnitude, as pruned",
-        "weight refit": "magnitude, refit",
-        "gradual_scaled refit": "gradual, refit",
-        "weight retrain": "magnitude, retrained",
-        "sparsegpt none": "SparseGPT, as pruned",
-        "sparsegpt refit": "SparseGPT, refit",
+        f"{method} {repair}": f"{title}, {state}"
+        for (repair, state), (method, title) in itertools.product(REPAIRS.items(), METHODS.items())
     }
-    rows = [[title, *(mean("mnist", state, s) for s in LEVELS)] for state, title in states.items()]
-    return markdown(AT_LEVELS, rows)
+    fast = timed("mnist", "saliency_neuron refit", 0.9)
+    states["saliency_neuron refit"] = f"neurons by saliency, refit ({fast:.0f}× as fast at 0.9)"
+    return compared(states, TITLES, LEVELS)
+
+
+def advice():
+    """What to do for each goal: the command, and what it gives."""
+    goals = {  # goals: state, sparsity
+        "fewest weights, without labels": ("gradual_weight refit", 0.99),
+        "fewest weights, with labels": ("gradual_weight retrain", 0.99),
+        "fastest, without labels": ("saliency_neuron refit", 0.8),
+        "fastest, with labels": ("scratch retrain", 0.9),
+        "neither images nor labels": ("weight none", 0.6),
+    }
+    rows = []
+    for goal, (state, sparsity) in goals.items():
+        method, repair = state.split()
+        options, printed = f"--methods {method}", f"{repair}, {sparsity:g}"
+        if repair == "retrain":
+            options += " --retrain-epochs 1"
+        if method == "scratch":
+            options, printed = "--hidden-units 100 100 50 20 --epochs 11", "dense"
+        row = [goal, f"`{options}`", printed, *(mean(name, state, sparsity) for name in TITLES)]
+        row += [f"{timed('mnist', state, sparsity, batch=batch):.1f}×" for batch in (250, 10000)]
+        rows.append([*row, f"{timed('mnist', state, sparsity, 'seconds'):.1f}"])
+    heads = ["goal", "options", "it prints as", *TITLES.values(), "speed, 250", "10,000"]
+    return markdown([*heads, "seconds"], rows, 3)
 
 
 def reached(name):
-    """What each method and repair reaches with few weights, and the weights live at 0.95."""
-    repaired = {
-        "none": "as pruned",
-        "refit": "refit",
-        "distilled": "distilled",
-        "retrain": "retrained",
-    }
-    methods = {
-        "weight": "magnitude",
-        "scaled_weight": "magnitude × input",
-        "gradual_scaled": "gradual × input",
-        "sparsegpt": "SparseGPT",
-    }
+    """What methods and repairs reach with few weights; those of LeNet-300-100 beside it."""
     rows = []
-    for repair, state in repaired.items():
-        for method, title in methods.items():
-            cells = [cell(values(name, f"{method} {repair}", level)) for level in LEVELS]
-            rows.append([f"{title}, {state}", *cells, live(name, method, 0.95)])
-    return markdown([*AT_LEVELS, "live at 0.95"], rows)
+    for (repair, state), (method, title) in itertools.product(REPAIRS.items(), METHODS.items()):
+        row = [f"{title}, {state}", *(cell(name, f"{method} {repair}", s) for s in LEVELS)]
+        if repair == "none":
+            row += [live(name, method, sparsity) for sparsity in (0.95, 0.99)]
+        else:
+            row += ["", ""]
+        if name in TITLES:
+            row += [mean(f"{LENET} {name}", f"{method} {repair}", s) for s in (0.95, 0.99)]
+        rows.append(row)
+    heads = ["", *map(str, LEVELS), "live at 0.95", "0.99"]
+    heads += ["LeNet, 0.95", "0.99"] if name in TITLES else []
+    return markdown(heads, rows)
+
+
+def ablation():
+    """What the score, the rounds and the ranking of all layers together are worth."""
+    scores = {"magnitude": "magnitude", "scaled": "magnitude × input", "saliencies": "saliency"}
+    schedules = {"one_shot": "at once", "rounds": "in rounds"}
+    wheres = {"layer": "in each layer", "together": "all together"}
+    parts = itertools.product(scores.items(), schedules.items(), wheres.items())
+    states = {}
+    for combination in parts:
+        (score, schedule, where), titles = zip(*combination)
+        states[f"{schedule}_{score}_{where} refit"] = ", ".join(titles)
+    return compared(states, TITLES, LEVELS)
+
+
+def others():
+    """What else there is without labels, and what true labels of as many images add."""
+    states = {
+        "rounds_saliencies_together refit": "gradual, refit",
+        "gradual_weight distilled": "gradual, distilled",
+        "gradual_weight labeled": "gradual, true labels",
+        "rounds_obs_response_together refit": "gradual, by OBS × response, refit",
+        "rounds_obs_layer refit": "gradual, by OBS in each layer, refit",
+        "one_shot_magnitude_layer refit": "magnitude, refit",
+        "weight distilled": "magnitude, distilled",
+        "weight labeled": "magnitude, true labels",
+        "sparsegpt none": "SparseGPT",
+        "sparsegpt_one_block none": "SparseGPT, one block",
+        "sparsegpt refit": "SparseGPT, refit",
+        "sparsegpt_one_block refit": "SparseGPT, one block, refit",
+        "wanda refit": "Wanda, refit",
+    }
+    names = {**TITLES, "digits": "digits", f"{LENET} mnist": "LeNet, MNIST"}
+    return compared(states, names, (0.95, 0.99))
 
 
 def repairs():
     """What pruning costs, and what each repair gives back of it."""
     networks = {"weight": (0.9, 0.95, 0.99), "neuron": (0.8, 0.9), "random_weight": (0.8,)}
+    steps = ["none", "no_bias", "refit_output", "refit", "retrain"]
     rows = []
     for name, title in TITLES.items():
-        dense = values(name, "dense none")
         for method, sparsities in networks.items():
             for sparsity in sparsities:
-                states = [values(name, f"{method} {repair}", sparsity) for repair in REPAIRS]
-                steps = [gain(after, before) for before, after in zip(states, states[1:])]
-                cells = [gain(dense, states[0]), *steps, gain(dense, states[-1])]
-                rows.append([title, f"{METHODS[method]} {sparsity:g}", *cells])
-    heads = ["data set", "pruned", "lost", "no output bias", "+ output layer refit", "+ all refit"]
-    return markdown([*heads, "retrained over refit", "still lost"], rows, 2)
+                errors = [
+                    1 - values(name, f"{method} {repair}", sparsity).mean() for repair in steps
+                ]
+                cells = [f"{100 * error:.1f}" for error in errors]
+                rows.append([title, f"{STYLES[method]['label']}, {sparsity:g}", *cells])
+    return markdown(["data set", "pruned", *(STYLES[step]["label"] for step in steps)], rows, 2)
 
 
 def matched():
-    """Matched weights against neurons in each state."""
+    """Matched weights minus neurons, refit and retrained."""
     rows = []
-    for name, title in TITLES.items():
-        for sparsity in SPARSITIES[2:-2]:
-            row = [title, f"{sparsity:g}"]
-            row += [live(name, method, sparsity) for method in ("neuron", "matched_weight")]
-            for repair in ("none", "no_bias", "refit", "retrain"):
-                methods = ("matched_weight", "neuron")
-                pair = [values(name, f"{method} {repair}", sparsity) for method in methods]
-                row.append(f"{gain(*pair, 0.9)} {verdict(*pair, ('weights', 'neurons'))}")
-            rows.append(row)
-    heads = ["data set", "sparsity", "live, neurons", "live, matched", "as pruned"]
-    return markdown([*heads, "without the output bias", "refit", "retrained"], rows, 2)
+    for name, sparsity in itertools.product(TITLES, (0.6, 0.7, 0.8, 0.9)):
+        row = [TITLES[name], f"{sparsity:g}"]
+        row += [live(name, method, sparsity) for method in ("matched_weight", "neuron")]
+        for repair in ("refit", "retrain"):
+            pair = [values(name, f"{m} {repair}", sparsity) for m in ("matched_weight", "neuron")]
+            row.append(f"{gain(*pair, 0.9)} {verdict(*pair, ('weights', 'neurons'))}")
+        rows.append(row)
+    heads = ["data set", "sparsity", "live, weights", "live, neurons", "refit", "retrained"]
+    return markdown(heads, rows, 2)
 
 
 def speed():
-    """The sparsity and speed of each method that a repair keeps within one point of dense."""
-    methods = ("weight", "scaled_weight", "gradual_scaled", "neuron", "random_neuron", "scratch")
-    rows = []
-    for name, title in TITLES.items():
-        for repair in ("none", "refit", "retrain"):
-            cells = [within_a_point(name, method, repair) for method in methods]
-            rows.append([title, REPAIRS[repair], *cells])
-    return markdown(["data set", "repair", *(METHODS[method] for method in methods)], rows, 2)
-
-
-def controls():
-    """What refitting needs: accuracy with other images, values, places and repairs."""
-    networks = [(method, sparsity) for method, levels in REFIT.items() for sparsity in levels]
-    repaired = {  # titles: repair, images
-        "as pruned": ("none", "1000"),
-        "output layer refit": ("refit_output", "1000"),
-        "output layer refit, random values": ("random_values", "1000"),
-        "output layer refit, shuffled": ("shuffled_output", "1000"),
-        "refit": ("refit", "1000"),
-        "refit, shuffled": ("shuffled", "1000"),
-        "refit, 100 images": ("refit", "100"),
-        "refit, 300 images": ("refit", "300"),
-        "refit, 5,000 images": ("refit", "5000"),
-        "refit, foreign images": ("refit", "foreign"),
+    """The fastest network of each way within one and within three points of dense."""
+    ways = {
+        "neuron refit": "neurons by L2 norm, refit",
+        "saliency_neuron refit": "neurons by saliency, refit",
+        "gradual_weight refit": "gradual, refit, as sparse matrices",
+        "neuron retrain": "neurons by L2 norm, retrained",
+        "saliency_neuron retrain": "neurons by saliency, retrained",
+        "gradual_weight retrain": "gradual, retrained, as sparse matrices",
+        "scratch retrain": "small networks from scratch",
     }
-    rows = []
-    for name, title in TITLES.items():
-        for method, sparsity in networks:
-            cells = [
-                mean(name, f"{method} {repair}", sparsity, images=images)
-                for repair, images in repaired.values()
-            ]
-            rows.append([title, f"{METHODS[method]} {sparsity:g}", *cells])
-    return markdown(["data set", "pruned", *repaired], rows, 2)
-
-
-def once(name, method, sparsity):
-    """Accuracy of the original's run, as text."""
-    return ORIGINAL[name, method].split()[1 + SPARSITIES.index(sparsity)]
-
-
-def original():
-    """The original's run beside the means here, where the curves fall."""
-    heads = ["sparsity"]
-    for title in TITLES.values():
-        for what in ("weights", "neurons"):
-            heads += [f"{title} {what}, original", "here"]
-    rows = []
-    for sparsity in SLOPE:
-        rows.append([f"{sparsity:g}"])
-        for name, method in ORIGINAL:
-            pruned = values(name, f"{method} none", sparsity)
-            rows[-1] += [once(name, method, sparsity), cell(pruned)]
-    return markdown(heads, rows)
-
-
-def everything(name):
-    """Mean accuracy of every method at every level after every repair; live share and speed-up."""
-    shown = {title: functools.partial(mean_after, repair) for repair, title in REPAIRS.items()}
-    shown |= {"live share": live, "speed-up": speedup}
+    margins = (MARGIN, 3.0)
     rows = [
-        [title, f"{sparsity:g}", *(show(name, method, sparsity) for method in METHODS)]
-        for title, show in shown.items()
-        for sparsity in SPARSITIES
+        [title, *(fastest(name, way, margin) for name in TITLES for margin in margins)]
+        for way, title in ways.items()
     ]
-    return markdown(["", "sparsity", *METHODS.values()], rows, 2)
+    heads = [f"{title}, within {margin:.0f}" for title in TITLES.values() for margin in margins]
+    return markdown(["", *heads], rows)
 
 
-TABLES = {table.__name__: table for table in (front, repairs, matched, speed, controls, original)}
+TABLES = {
+    table.__name__: table for table in (front, advice, ablation, others, repairs, matched, speed)
+}
 for dataset in DATASETS:
-    for table in (reached, everything):
-        TABLES[f"{table.__name__} {dataset}"] = functools.partial(table, dataset)
+    TABLES[f"reached {dataset}"] = functools.partial(reached, dataset)
 
 
 def render(text):
