@@ -16,7 +16,7 @@ from network_pruning import TITLES, keras, load_dataset, network_of, prune_weigh
 README, DETAILS = (path.read_text() for path in tables.FILES)
 LENETS = [f"{LENET} {name}" for name in TITLES]
 NETWORKS = [*TITLES, *LENETS]
-GRADUAL = "gradual_weight refit"
+GRADUAL, RETRAINED = "gradual_weight refit", "gradual_weight retrain"
 
 
 def test_an_interval_is_the_paired_one_of_student():
@@ -59,7 +59,7 @@ def error(name, state, sparsity):
 EXPECTED = [
     *(mean(name, GRADUAL, 0.99) for name in TITLES),
     *(mean(name, "dense none") for name in TITLES),
-    *(mean(name, "weight none", 0.99) for name in TITLES),
+    *(mean(name, "weight refit", 0.99) for name in TITLES),
     *(lost(name, GRADUAL, 0.99) for name in TITLES),
     *versus(TITLES, 0.99, GRADUAL, "weight retrain"),
     *versus(["mnist"], 0.99, "saliency_weight refit", "weight refit"),
@@ -67,19 +67,21 @@ EXPECTED = [
     mean("mnist", "weight none", 0.95),
     mean("mnist", "weight refit", 0.95),
     *versus(["mnist"], 0.8, "matched_weight refit", "neuron refit"),
-    f"{tables.timed('mnist', 'neuron refit', 0.8):.1f} times",
+    f"{tables.timed('mnist', 'neuron refit', 0.8):.2g} times",
     *versus(["mnist"], 0.95, "weight no_bias", "weight none"),
     *versus(["fashion_mnist"], 0.95, "weight no_bias", "weight none"),
     *versus(["fashion_mnist"], 0.95, "weight refit", "weight none"),
-    mean("mnist", "random_weight none", 0.8),
-    mean("mnist", "random_weight refit_output", 0.8),
+    lost("mnist", "weight none", 0.5),
+    lost("mnist", "random_weight none", 0.5),
 ]
 EXPECTED_DETAILS = [
+    *(mean(name, "dense none") for name in TITLES),
     *versus([*TITLES, *LENETS], 0.99, GRADUAL, "weight refit"),
     *versus(TITLES, 0.99, GRADUAL, "saliency_weight refit"),
     *versus([*TITLES, *LENETS], 0.99, GRADUAL, "weight retrain"),
+    *versus(TITLES, 0.99, GRADUAL, "one_shot_magnitude_together retrain"),
     *versus(TITLES, 0.95, "weight retrain", GRADUAL),
-    *versus(TITLES, 0.99, "gradual_weight retrain", GRADUAL, "weight retrain"),
+    *versus(TITLES, 0.99, RETRAINED, GRADUAL, "weight retrain", "saliency_weight retrain"),
     mean("mnist", "dense none"),
     mean(LENETS[0], "dense none"),
     mean("fashion_mnist", "dense none"),
@@ -88,15 +90,20 @@ EXPECTED_DETAILS = [
     *versus(TITLES, 0.95, "saliency_weight none", "weight none"),
     *versus(["digits"], 0.95, "weight none", "saliency_weight none"),
     *versus(["digits"], 0.95, "saliency_weight centered", "saliency_weight none"),
+    *versus(["digits"], 0.95, "weight centered", "weight none"),
     *versus(["mnist"], 0.99, "one_shot_saliencies_layer refit", "one_shot_magnitude_layer refit"),
     *versus(["mnist"], 0.99, "rounds_saliencies_layer refit", "one_shot_saliencies_layer refit"),
     *versus(["mnist"], 0.99, "one_shot_magnitude_layer refit", "rounds_magnitude_layer refit"),
+    *versus(LENETS[:1], 0.99, "one_shot_saliencies_layer refit", "one_shot_magnitude_layer refit"),
+    *versus(LENETS[:1], 0.99, "rounds_saliencies_layer refit", "one_shot_saliencies_layer refit"),
     *versus(LENETS[:1], 0.99, "rounds_magnitude_layer refit", "one_shot_magnitude_layer refit"),
     *versus(
         ["mnist"], 0.99, "one_shot_saliencies_layer refit", "one_shot_saliencies_together refit"
     ),
     *versus(["mnist", LENETS[0]], 0.99, GRADUAL, "rounds_saliencies_layer refit"),
     *versus(TITLES, 0.99, GRADUAL, "sparsegpt refit"),
+    *versus(TITLES, 0.99, "gradual_weight distilled", "weight distilled"),
+    *versus(TITLES, 0.97, "rounds_obs_response_together refit", GRADUAL),
     *versus(TITLES, 0.99, "rounds_obs_response_together refit", GRADUAL),
     *versus(TITLES, 0.99, "gradual_weight labeled", "gradual_weight distilled"),
     *(
@@ -105,17 +112,28 @@ EXPECTED_DETAILS = [
     ),
     worded(gain(values("mnist", GRADUAL, 0.99, images=5000), values("mnist", GRADUAL, 0.99))),
     *versus(TITLES, 0.99, "random_weight refit_output", "weight refit"),
-    *(mean("mlpnet", "weight none", sparsity) for sparsity in (0.95, 0.98)),
-    *(mean("mlpnet", GRADUAL, sparsity) for sparsity in (0.95, 0.98)),
+    *versus(TITLES, 0.99, "weight refit", "random_weight refit"),
+    *(
+        mean("mlpnet", state, sparsity)
+        for state in ("weight none", "weight refit", GRADUAL)
+        for sparsity in (0.95, 0.98)
+    ),
     mean("mlpnet", "rounds_saliencies_layer refit", 0.98),
     *(error(LENETS[0], GRADUAL, sparsity) for sparsity in (0.97, 0.99)),
-    *(error(LENETS[0], "gradual_weight retrain", sparsity) for sparsity in (0.97, 0.99)),
+    *(error(LENETS[0], RETRAINED, sparsity) for sparsity in (0.97, 0.99)),
     *versus(["mnist"], 0.99, "random_weight refit_output", "random_weight refit"),
-    *versus(TITLES, 0.9, "saliency_neuron refit", "neuron refit"),
+    *versus(LENETS, 0.8, "matched_weight refit", "neuron refit"),
+    *versus(TITLES, 0.9, "saliency_neuron refit", "neuron refit", "matched_weight refit"),
     *versus(TITLES, 0.95, "scratch retrain", "neuron retrain"),
+    *(
+        f"{end(values(name, state, sparsity)):.3f}"
+        for state, sparsity in (("weight none", 0.95), ("neuron none", 0.8))
+        for name in TITLES
+        for end in (min, max)
+    ),
 ]
 
-NUMBER = r"(?<![\d.])\d\.\d{3}(?!\d)|−?\d+\.\d (?:points|%) \[[^]]*\]|\d+\.\d times"
+NUMBER = r"(?<![\d.])\d\.\d{3}(?!\d)|−?\d+\.\d (?:points|%) \[[^]]*\]|\d+(?:\.\d)? times"
 
 
 def prose(text):
@@ -147,7 +165,7 @@ LEADS = [  # data sets, sparsities, the better state, worse ones
     (TITLES, (0.97, 0.99), GRADUAL, UNLABELED),
     (NETWORKS, (0.97, 0.99), GRADUAL, ["weight refit", "saliency_weight refit"]),
     (NETWORKS, [0.99], GRADUAL, ["weight retrain"]),
-    (NETWORKS, [0.99], "gradual_weight retrain", ["weight retrain"]),
+    (NETWORKS, [0.99], RETRAINED, ["weight retrain"]),
 ]
 
 
@@ -156,23 +174,6 @@ def test_one_is_surely_ahead_as_the_page_says(names, levels, better, worse):
     for name, sparsity, state in itertools.product(names, levels, worse):
         _, low, _ = limits(values(name, better, sparsity), values(name, state, sparsity))
         assert low > 0, (name, sparsity, state)
-
-
-ORIGINAL = {  # test accuracy of one run of the original's own script, at these sparsities
-    ("mnist", "weight"): (0.981, 0.980, 0.979, 0.955, 0.533, 0.196),
-    ("mnist", "neuron"): (0.974, 0.967, 0.923, 0.270, 0.097, 0.097),
-    ("fashion_mnist", "weight"): (0.887, 0.882, 0.867, 0.737, 0.421, 0.256),
-    ("fashion_mnist", "neuron"): (0.878, 0.734, 0.500, 0.136, 0.100, 0.100),
-}
-
-
-def test_the_run_of_the_original_is_above_the_mean_in_12_cells_and_above_all_seeds_in_eight():
-    leads = []
-    for (name, method), accuracies in ORIGINAL.items():
-        for sparsity, accuracy in zip((0.6, 0.7, 0.8, 0.9, 0.95, 0.97), accuracies):
-            leads.append(accuracy - values(name, f"{method} none", sparsity))
-    assert sum(lead.mean() > 0 for lead in leads) == 12
-    assert sum(lead.min() > 0 for lead in leads) == 8
 
 
 def test_the_method_of_the_front_page_removes_the_largest_weights():
