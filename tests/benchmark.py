@@ -48,11 +48,6 @@ def timed(work, *arguments):
     return time.perf_counter() - began
 
 
-def forward(network, images):
-    """Logits of images."""
-    return project.layer_inputs(network.hidden, images)[-1] @ network.output + network.bias
-
-
 def this_project(batches, data, network):
     """Return work that trains on batches, with their share of what a whole training traces."""
     count = batches * BATCH_SIZE
@@ -100,7 +95,8 @@ def original(batches, data):
         targets = v1.placeholder(tf.int64, [None])
         kernels = [tf.Variable(kernel) for kernel in dense_network().kernels]
         network = project.network_of([*kernels, tf.Variable(tf.zeros(SIZES[-1]))])
-        logits = forward(network, inputs)
+        received = project.layer_inputs(network.hidden, inputs)[-1]
+        logits = received @ network.output + network.bias
         loss = v1.losses.sparse_softmax_cross_entropy(targets, logits)
         step = v1.train.AdamOptimizer(OPTIONS.learning_rate).minimize(loss)
         session = v1.Session()

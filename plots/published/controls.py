@@ -26,6 +26,7 @@ tf = project.tf
 saliencies = project.saliencies  # also while another score stands in for it
 
 RECIPE = project.parse_options([])
+DATASETS = (*project.TITLES, "digits")
 LEVELS = [0.9, 0.95, 0.97, 0.99]  # sparsities at which methods are compared
 FEW_EPOCHS = 40  # of training on as many images as refitting uses
 TIMED = [("weight", "none")]  # methods and repairs
@@ -91,7 +92,8 @@ def damped(hessian, damping=0.01):
 
 def in_each_layer(kernels, scores, sparsity):
     """Remove the weights of lowest scores of each layer."""
-    return [project.zero_lowest(*pair, sparsity) for pair in zip(kernels, scores)]
+    [pruned] = project.cut(kernels, scores, [sparsity])
+    return pruned
 
 
 def one_shot(score, select, network, inputs, sparsities, rng):
@@ -176,15 +178,15 @@ OBS = {
     "rounds_obs_response_together": partial(rounds, obs_response, project.prune_together),
 }
 
-# ----------------------------------------------------------------------------------- experiment
-# Each takes a dense network, its data set and seed, and options of the script; it yields rows.
-
 
 def centered(network, images, targets):
-    """Subtract from each logit its mean over the images: a common shift of all images goes."""
+    """Repair a network: subtract from each logit its mean over the images."""
     logits = project.layer_inputs(network.hidden, images)[-1] @ network.output
     return network._replace(bias=-np.mean(logits, axis=0))
 
+
+# ----------------------------------------------------------------------------------- experiment
+# Each takes a dense network, its data set and seed, and options of the script; it yields rows.
 
 COMPARED = [  # methods, repairs, numbers of images
     (ABLATION, ["refit"], [RECIPE.refit_images]),
@@ -239,6 +241,8 @@ def time_networks(trained, dataset, seed, options):
     Those pruned by weights in rounds are run as sparse matrices. Minima of interleaved runs.
     """
     dense = [np.ascontiguousarray(kernel.T) for kernel in trained.kernels]
+    columns = np.ascontiguousarray(dataset.test_images.numpy().T)
+    batches = {size: np.ascontiguousarray(columns[:, :size]) for size in BATCHES}
     for (method, repair), sparsity in itertools.product(TIMED, RECIPE.sparsities[2:]):
         stored = sparse.csr_array if method == "gradual_weight" else np.ascontiguousarray
         options.sparsities = [sparsity]
@@ -251,10 +255,10 @@ def time_networks(trained, dataset, seed, options):
                 row = dict(zip(KEY, (dataset.name, seed, kind, sparsity, repair)))
                 row["seconds"] = time.perf_counter() - began
                 pruned = [stored(kernel.T) for kernel in network.kernels]
-                for batch, repeats in BATCHES.items():
-                    images = np.ascontiguousarray(dataset.test_images[:batch].numpy().T)
-                    runs = [[run(each, images) for each in (dense, pruned)] for _ in range(repeats)]
-                    yield row | {"batch": batch, "speedup": np.divide(*np.min(runs, axis=0))}
+                for size, images in batches.items():
+                    pairs = range(BATCHES[size])
+                    runs = [[run(each, images) for each in (dense, pruned)] for _ in pairs]
+                    yield row | {"batch": size, "speedup": np.divide(*np.min(runs, axis=0))}
                 began = time.perf_counter()
 
 
@@ -274,10 +278,10 @@ def prune_mlpnet(network, dataset, seed, options):
     Optimization". The output layer is among the hidden ones of `network`, so it is pruned, too.
     """
     mean, deviation = MLPNET_SCALE
-    train_images = (dataset.train_images.numpy() - mean) / deviation
+    order = project.rng_for(seed, "refit images").permutation(len(dataset.train_images))
+    chosen = tf.gather(dataset.train_images, order[: options.refit_images])
+    images = (chosen.numpy() - mean) / deviation
     test_images = (dataset.test_images.numpy() - mean) / deviation
-    order = project.rng_for(seed, "refit images").permutation(len(train_images))
-    images = train_images[order[: options.refit_images]]
     inputs = [np.asarray(x) for x in project.layer_inputs(network.hidden, images)]
     targets = [x @ kernel for x, kernel in zip(inputs, network.hidden)]
     arguments = network, inputs, MLPNET_LEVELS, None
@@ -302,7 +306,7 @@ def main():
     add = parser.add_argument
     add("--data-dir", type=Path, help="as that of network_pruning.py")
     add("--output-dir", default="plots", help="as that of network_pruning.py")
-    add("--datasets", nargs="+", default=["mnist", "fashion_mnist", "digits"])
+    add("--datasets", nargs="+", default=DATASETS)
     add("--hidden-units", nargs="+", default=[str(units) for units in RECIPE.hidden_units])
     add("--seeds", nargs="+", type=int, default=range(5))
     add("--speed", action="store_true", help="time networks; let nothing else run meanwhile")
@@ -310,15 +314,16 @@ def main():
     arguments = parser.parse_args()
     project.METHODS.update({**ABLATION, **OTHERS, **OBS})
     changes = ["--output-dir", arguments.output_dir, "--hidden-units", *arguments.hidden_units]
+    if arguments.mlpnet:
+        kernels = np.load(arguments.mlpnet)
+        mlpnet = project.Network(tuple(kernels[name] for name in kernels), None, None)
     header = True
     for dataset in project.load_datasets(arguments.datasets, arguments.data_dir):
         data = project.fingerprint(*dataset[1:])
         for seed in arguments.seeds:
             options = project.parse_options(changes)
             if arguments.mlpnet:
-                kernels = np.load(arguments.mlpnet)
-                network = project.Network(tuple(kernels[name] for name in kernels), None, None)
-                rows = prune_mlpnet(network, dataset, seed, options)
+                rows = prune_mlpnet(mlpnet, dataset, seed, options)
             else:
                 trained = project.dense_network(dataset, data, seed, options)
                 measure = time_networks if arguments.speed else compare

@@ -19,12 +19,12 @@ from scipy import stats
 PUBLISHED = Path(__file__).parent
 ROOT = PUBLISHED.parents[1]
 sys.path.insert(0, str(ROOT))
-from controls import LEVELS, RECIPE
+from controls import BATCHES, DATASETS, LEVELS, RECIPE
 
 from network_pruning import STYLES, TITLES
 
 FILES = (ROOT / "README.md", PUBLISHED / "README.md")
-DATASETS = (*TITLES, "digits")
+FEW_LEVELS = (0.95, 0.99)  # where there is no room for all
 LENET = "lenet-300-100"  # the folder, and with a data set's name the name of its networks
 MARGIN = 1.0  # points of accuracy; two methods closer than that are equivalent
 REPAIRS = {name: STYLES[name]["label"] for name in ("none", "refit", "retrain")}
@@ -32,6 +32,10 @@ METHODS = {  # that are compared, with their names in the text
     "weight": "magnitude",
     "saliency_weight": "saliency",
     "gradual_weight": "gradual",
+}
+STATES = {  # their methods and repairs, with their titles
+    f"{method} {repair}": f"{title}, {state}"
+    for (repair, state), (method, title) in itertools.product(REPAIRS.items(), METHODS.items())
 }
 
 
@@ -116,6 +120,11 @@ def timed(name, state, sparsity, column="speedup", batch=10000):
     return TIMES.loc[(name, *state.split(), sparsity, batch), column]
 
 
+def speeds(name, state, sparsity):
+    """The speed-ups of a network over the dense one, as text: one for each size of batches."""
+    return [f"{timed(name, state, sparsity, batch=batch):.2g}×" for batch in BATCHES]
+
+
 def fastest(name, state, margin):
     """The highest sparsity whose whole interval of the loss is below a margin; the speeds there."""
     levels = TIMES.loc[(name, *state.split())].index.unique("sparsity")
@@ -123,8 +132,7 @@ def fastest(name, state, margin):
     within = [level for level in levels if lost[level] < margin]
     if not within:
         return "none"
-    speeds = [f"{timed(name, state, within[-1], batch=batch):.2g}×" for batch in (250, 10000)]
-    return f"{within[-1]:g}: {speeds[0]}, {speeds[1]}"
+    return f"{within[-1]:g}: {', '.join(speeds(name, state, within[-1]))}"
 
 
 # ----------------------------------------------------------------------------------------- tables
@@ -147,15 +155,9 @@ def compared(states, names, levels):
 
 def front():
     """The front page's table: what is reached with few weights, or with few neurons."""
-    states = {
-        f"{method} {repair}": f"{title}, {state}"
-        for (repair, state), (method, title) in itertools.product(REPAIRS.items(), METHODS.items())
-    }
     fast = timed("mnist", "saliency_neuron refit", 0.9)
-    states["saliency_neuron refit"] = (
-        f"neurons by saliency, refit (0.9: 4 % of the weights, {fast:.0f}× as fast)"
-    )
-    return compared(states, TITLES, LEVELS)
+    neurons = f"neurons by saliency, refit (0.9: 4 % of the weights, {fast:.0f}× as fast)"
+    return compared({**STATES, "saliency_neuron refit": neurons}, TITLES, LEVELS)
 
 
 def advice():
@@ -176,7 +178,7 @@ def advice():
         if method == "scratch":
             options, printed = "--hidden-units 100 100 50 20 --epochs 11", "dense"
         row = [goal, f"`{options}`", printed, *(mean(name, state, sparsity) for name in TITLES)]
-        row += [f"{timed('mnist', state, sparsity, batch=batch):.2g}×" for batch in (250, 10000)]
+        row += speeds("mnist", state, sparsity)
         rows.append([*row, f"{timed('mnist', state, sparsity, 'seconds'):.1f}"])
     heads = ["goal", "options", "it prints as", *TITLES.values(), "speed, 250", "10,000"]
     return markdown([*heads, "seconds"], rows, 3)
@@ -185,14 +187,12 @@ def advice():
 def reached(name):
     """What methods and repairs reach with few weights; those of LeNet-300-100 beside it."""
     rows = []
-    for (repair, state), (method, title) in itertools.product(REPAIRS.items(), METHODS.items()):
-        row = [f"{title}, {state}", *(cell(name, f"{method} {repair}", s) for s in LEVELS)]
-        if repair == "none":
-            row += [live(name, method, sparsity) for sparsity in (0.95, 0.99)]
-        else:
-            row += ["", ""]
+    for state, title in STATES.items():
+        method, repair = state.split()
+        row = [title, *(cell(name, state, sparsity) for sparsity in LEVELS)]
+        row += [live(name, method, s) if repair == "none" else "" for s in FEW_LEVELS]
         if name in TITLES:
-            row += [mean(f"{LENET} {name}", f"{method} {repair}", s) for s in (0.95, 0.99)]
+            row += [mean(f"{LENET} {name}", state, sparsity) for sparsity in FEW_LEVELS]
         rows.append(row)
     heads = ["", *map(str, LEVELS), "live at 0.95", "0.99"]
     heads += ["LeNet, 0.95", "0.99"] if name in TITLES else []
@@ -230,7 +230,7 @@ def others():
         "wanda refit": "Wanda, refit",
     }
     names = {**TITLES, "digits": "digits", f"{LENET} mnist": "LeNet, MNIST"}
-    return compared(states, names, (0.95, 0.99))
+    return compared(states, names, FEW_LEVELS)
 
 
 def repairs():
