@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 import pytest
 import tables
-from tables import LENET, RESULTS, TIMES, gain, limits, mean, values, verdict
+from tables import LENET, REPLICATION, RESULTS, TIMES, gain, limits, mean, values, verdict
 
 import network_pruning
 from network_pruning import TITLES, keras, load_dataset, network_of, prune_weights
@@ -16,6 +16,7 @@ from network_pruning import TITLES, keras, load_dataset, network_of, prune_weigh
 README, DETAILS = (path.read_text() for path in tables.FILES)
 METHOD, LOOP = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 LENETS = [f"{LENET} {name}" for name in TITLES]
+REPLICATIONS = [f"{REPLICATION} {name}" for name in TITLES]
 NETWORKS = [*TITLES, *LENETS]
 GRADUAL, RETRAINED = "gradual_weight refit", "gradual_weight retrain"
 
@@ -81,6 +82,7 @@ EXPECTED_DETAILS = [
     *versus(NETWORKS, 0.99, GRADUAL, "weight retrain"),
     *versus(TITLES, 0.99, GRADUAL, "one_shot_magnitude_together retrain"),
     *versus(TITLES, 0.95, "weight retrain", GRADUAL),
+    *versus(REPLICATIONS, 0.99, GRADUAL, "weight refit", "weight retrain"),
     *versus(TITLES, 0.99, RETRAINED, GRADUAL, "weight retrain", "saliency_weight retrain"),
     *(mean(n, "dense none") for n in ("mnist", LENETS[0], "fashion_mnist", LENETS[1], "digits")),
     *versus(TITLES, 0.95, "saliency_weight none", "weight none"),
@@ -159,9 +161,9 @@ UNLABELED += [f"{name} refit" for name in controls.ABLATION if "rounds_saliencie
 UNLABELED += ["rounds_obs_layer refit", "random_weight refit_output", "weight distilled"]
 LEADS = [  # data sets, sparsities, the better state, worse ones
     (TITLES, (0.97, 0.99), GRADUAL, UNLABELED),
-    (NETWORKS, (0.97, 0.99), GRADUAL, ["weight refit", "saliency_weight refit"]),
-    (NETWORKS, [0.99], GRADUAL, ["weight retrain"]),
-    (NETWORKS, [0.99], RETRAINED, ["weight retrain"]),
+    ([*NETWORKS, *REPLICATIONS], (0.97, 0.99), GRADUAL, ["weight refit", "saliency_weight refit"]),
+    ([*NETWORKS, *REPLICATIONS], [0.99], GRADUAL, ["weight retrain"]),
+    ([*NETWORKS, *REPLICATIONS], [0.99], RETRAINED, ["weight retrain"]),
 ]
 
 

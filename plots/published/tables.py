@@ -26,6 +26,7 @@ from network_pruning import STYLES, TITLES
 FILES = (ROOT / "README.md", PUBLISHED / "README.md")
 FEW_LEVELS = (0.95, 0.99)  # where there is no room for all
 LENET = "lenet-300-100"  # the folder, and with a data set's name the name of its networks
+REPLICATION = "replication"  # likewise
 MARGIN = 1.0  # points of accuracy; two methods closer than that are equivalent
 REPAIRS = {name: STYLES[name]["label"] for name in ("none", "refit", "retrain")}
 METHODS = {  # that are compared, with their names in the text
@@ -37,17 +38,19 @@ STATES = {  # their methods and repairs, with their titles
     f"{method} {repair}": f"{title}, {state}"
     for (repair, state), (method, title) in itertools.product(REPAIRS.items(), METHODS.items())
 }
+STATES["gradual_weight none"] = "gradual, before its last refit"
 
 
 def load():
     """Return the rows of all CSV files but the one of times, with the network in `dataset`."""
     tables = []
-    for path in sorted([*PUBLISHED.glob("*.csv"), *(PUBLISHED / LENET).glob("*.csv")]):
-        if path.name != "speed.csv":
-            rows = pd.read_csv(path)
-            folder = "" if path.parent == PUBLISHED else f"{path.parent.name} "
-            images = rows["images"] if "images" in rows else rows["refit_images"]
-            tables.append(rows.assign(dataset=folder + rows["dataset"], images=images))
+    for folder in ("", LENET, REPLICATION):
+        for path in (PUBLISHED / folder).glob("*.csv"):
+            if path.name != "speed.csv":
+                rows = pd.read_csv(path)
+                images = rows["images"] if "images" in rows else rows["refit_images"]
+                names = (f"{folder} " + rows["dataset"]).str.strip()
+                tables.append(rows.assign(dataset=names, images=images))
     return pd.concat(tables)
 
 
@@ -130,8 +133,6 @@ def fastest(name, state, margin):
     levels = TIMES.loc[(name, *state.split())].index.unique("sparsity")
     lost = {s: limits(values(name, "dense none"), values(name, state, s))[2] for s in levels}
     within = [level for level in levels if lost[level] < margin]
-    if not within:
-        return "none"
     return f"{within[-1]:g}: {', '.join(speeds(name, state, within[-1]))}"
 
 
@@ -150,13 +151,14 @@ def compared(states, names, levels):
     rows = [
         [title, *(mean(name, state, s) for name, s in cells)] for state, title in states.items()
     ]
-    return markdown(["", *(f"{names[name]} {sparsity}" for name, sparsity in cells)], rows)
+    heads = [f"{names[name]} {s}" if s == levels[0] else f"{s}" for name, s in cells]
+    return markdown(["", *heads], rows)
 
 
 def front():
     """The front page's table: what is reached with few weights, or with few neurons."""
     fast = timed("mnist", "saliency_neuron refit", 0.9)
-    neurons = f"neurons by saliency, refit (0.9: 4 % of the weights, {fast:.0f}× as fast)"
+    neurons = f"neurons by saliency, refit (0.9: {fast:.0f}× as fast)"
     return compared({**STATES, "saliency_neuron refit": neurons}, TITLES, LEVELS)
 
 
@@ -200,10 +202,10 @@ def reached(name):
 
 
 def ablation():
-    """What the score, the rounds and the ranking of all layers together are worth."""
+    """What the score, the rounds and global ranking are worth."""
     scores = {"magnitude": "magnitude", "scaled": "magnitude × input", "saliencies": "saliency"}
-    schedules = {"one_shot": "at once", "rounds": "in rounds"}
-    wheres = {"layer": "in each layer", "together": "all together"}
+    schedules = {"one_shot": "one-shot", "rounds": "in rounds"}
+    wheres = {"layer": "layerwise", "together": "global"}
     parts = itertools.product(scores.items(), schedules.items(), wheres.items())
     states = {}
     for combination in parts:
@@ -219,7 +221,7 @@ def others():
         "gradual_weight distilled": "gradual, distilled",
         "gradual_weight labeled": "gradual, true labels",
         "rounds_obs_response_together refit": "gradual, by OBS × response, refit",
-        "rounds_obs_layer refit": "gradual, by OBS in each layer, refit",
+        "rounds_obs_layer refit": "gradual, by OBS, layerwise, refit",
         "one_shot_magnitude_layer refit": "magnitude, refit",
         "weight distilled": "magnitude, distilled",
         "weight labeled": "magnitude, true labels",
