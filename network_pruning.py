@@ -866,7 +866,7 @@ def draw_repairs(figure, rows):
     axes = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
     for ax, method in zip(axes, methods):
         draw_panel(ax, rows[rows["method"].isin(["dense", method])], "repair", "live_fraction")
-        ax.set(title=style_of(method)["label"], xlabel="share of the weights that can act (live)")
+        ax.set(title=style_of(method)["label"], xlabel="share of weights still connected (live)")
         ax.label_outer()
 
 
@@ -903,7 +903,7 @@ def add_texts(figure, title, rows):
         loc="outside upper center",
         frameon=False,
     )
-    text = "Log scales of error and share kept. Line: mean; band: one SD; pale: single networks"
+    text = "Log scales of 1 - accuracy, 1 - sparsity. Line: mean; band: SD; pale: single networks"
     columns = ("hidden_units", "epochs", "batch_size", "learning_rate", "refit_images")
     for column in (*columns, "retrain_epochs", "seed", "device", "versions"):
         values = " and ".join(dict.fromkeys(map(str, rows[column])))

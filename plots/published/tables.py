@@ -107,7 +107,7 @@ def live(name, method, sparsity):
 def verdict(first, second, names):
     """Say which of two is ahead by their paired differences, or whether they are equivalent.
 
-    Equivalent: the 90 % interval lies within the margin, as in two one-sided tests at 5 %.
+    Equivalent: the 90% interval lies within the margin, as in two one-sided tests at 5%.
     """
     _, low, high = limits(first, second, 0.9)
     if low > -MARGIN and high < MARGIN:
@@ -182,7 +182,7 @@ def advice():
         row = [goal, f"`{options}`", printed, *(mean(name, state, sparsity) for name in TITLES)]
         row += speeds("mnist", state, sparsity)
         rows.append([*row, f"{timed('mnist', state, sparsity, 'seconds'):.1f}"])
-    heads = ["goal", "options", "it prints as", *TITLES.values(), "speed, 250", "10,000"]
+    heads = ["goal", "options", "printed as", *TITLES.values(), "speed, 250", "10,000"]
     return markdown([*heads, "seconds"], rows, 3)
 
 
