@@ -105,7 +105,7 @@ EXPECTED_DETAILS = [
     *versus(TITLES, 0.97, "rounds_obs_response_together refit", GRADUAL),
     *versus(TITLES, 0.99, "rounds_obs_response_together refit", GRADUAL),
     *versus(TITLES, 0.99, "gradual_weight labeled", "gradual_weight distilled"),
-    *versus(["fashion_mnist"], 0.95, "gradual_weight labeled", "gradual_weight distilled"),
+    *versus(TITLES, 0.95, "gradual_weight labeled", "gradual_weight distilled"),
     *(
         worded(gain(values("mnist", GRADUAL, 0.99), values("mnist", GRADUAL, 0.99, images=images)))
         for images in (100, 300)
@@ -123,6 +123,7 @@ EXPECTED_DETAILS = [
     *(error(LENETS[0], RETRAINED, sparsity) for sparsity in (0.97, 0.99)),
     *versus(["mnist"], 0.99, "random_weight refit_output", "random_weight refit"),
     *versus(LENETS, 0.8, "matched_weight refit", "neuron refit"),
+    *versus(TITLES, 0.9, "saliency_neuron none", "neuron none"),
     *versus(TITLES, 0.9, "saliency_neuron refit", "neuron refit"),
     *(
         worded(
@@ -172,6 +173,8 @@ LEADS = [  # data sets, sparsities, the better state, worse ones
     ([*NETWORKS, *REPLICATIONS], (0.97, 0.99), GRADUAL, ["weight refit", "saliency_weight refit"]),
     ([*NETWORKS, *REPLICATIONS], [0.99], GRADUAL, ["weight retrain"]),
     ([*NETWORKS, *REPLICATIONS], [0.99], RETRAINED, ["weight retrain"]),
+    (["digits"], [0.99], "rounds_saliencies_layer refit", [ONE_SHOT]),
+    (["digits"], [0.9], "neuron refit", ["saliency_neuron refit"]),
 ]
 
 
