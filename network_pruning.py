@@ -848,7 +848,6 @@ def draw_panel(ax, rows, by, x="kept", y="error"):
 def draw_accuracy(figure, rows):
     """Draw accuracy against sparsity, as pruned and refit."""
     figure.set_size_inches(5.4, 6.8)
-    rows = rows[rows["method"] != "matched_weight"]  # it needs an explanation
     best = rows.query("method == 'dense' and repair == 'none'")["test_accuracy"].mean()
     chance = 1 / int(rows["layer_sizes"].iloc[0].split("-")[-1])  # one in as many as classes
     for ax, repair in zip(figure.subplots(2, sharex=True, sharey=True), ("none", "refit")):
@@ -903,7 +902,7 @@ def add_texts(figure, title, rows):
         loc="outside upper center",
         frameon=False,
     )
-    text = "Log scales of 1 - accuracy, 1 - sparsity. Line: mean; band: SD; pale: single networks"
+    text = "Log scales of 1 - accuracy and share left. Line: mean; band: SD; pale: single networks"
     columns = ("hidden_units", "epochs", "batch_size", "learning_rate", "refit_images")
     for column in (*columns, "retrain_epochs", "seed", "device", "versions"):
         values = " and ".join(dict.fromkeys(map(str, rows[column])))

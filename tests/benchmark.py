@@ -86,30 +86,6 @@ def keras_fit(batches, data):
     return lambda: model.fit(pixels, classes, batch_size=BATCH_SIZE, verbose=0)
 
 
-def original(batches, data):
-    """Return work that trains on batches as scripts of 2019 do: a graph, fed batch by batch."""
-    v1 = tf.compat.v1
-    pixels, classes = data.train_images.numpy(), labels(data)
-    with tf.Graph().as_default():
-        inputs = v1.placeholder(tf.float32, [None, SIZES[0]])
-        targets = v1.placeholder(tf.int64, [None])
-        kernels = [tf.Variable(kernel) for kernel in dense_network().kernels]
-        network = project.network_of([*kernels, tf.Variable(tf.zeros(SIZES[-1]))])
-        received = project.layer_inputs(network.hidden, inputs)[-1]
-        logits = received @ network.output + network.bias
-        loss = v1.losses.sparse_softmax_cross_entropy(targets, logits)
-        step = v1.train.AdamOptimizer(OPTIONS.learning_rate).minimize(loss)
-        session = v1.Session()
-        session.run(v1.global_variables_initializer())
-
-    def loop():
-        for _ in range(batches):
-            batch = RNG.integers(0, len(pixels), BATCH_SIZE)
-            session.run(step, {inputs: pixels[batch], targets: classes[batch]})
-
-    return loop
-
-
 def pytorch(batches, data):
     """Return work that trains the same network on batches in PyTorch, by its fused Adam."""
     import torch
@@ -146,7 +122,6 @@ def benchmark_training(repeats, batches, data):
         "retraining, masked": this_project(batches, data, masked),
         smaller: this_project(batches, data, small),
         "keras.Model.fit": functools.partial(timed, keras_fit(batches, data)),
-        "a TensorFlow 1 graph, fed": functools.partial(timed, original(batches, data)),
     }
     if importlib.util.find_spec("torch"):
         works["PyTorch, fused Adam"] = functools.partial(timed, pytorch(batches, data))

@@ -117,6 +117,18 @@ def test_training_on_a_few_images_brings_a_pruned_network_back_to_the_dense_one(
     assert [row["images"] for row in rows] == [100] * 3
 
 
+def test_magnitude_in_rounds_is_trained_for_an_epoch_after_each(monkeypatch):
+    epochs = []
+    monkeypatch.setattr(network_pruning, "train", lambda *given: epochs.append(given) or given[0])
+    monkeypatch.setattr(controls, "COMPARED", [(["rounds_retrained"], ["retrain"], [100])])
+    monkeypatch.setattr(controls, "LEVELS", [0.8])
+    [row] = controls.compare(draw_network([6, 20, 10, 6], RNG), TOY, 0, options())
+    assert [given[1:3] for given in epochs] == [(TOY, 1)] * 8  # seven rounds, and at the level
+    pruned = [np.mean(flat(given[0].hidden) == 0) for given in epochs[:7]]
+    np.testing.assert_allclose(pruned, 1 - 0.8 ** np.arange(1, 8), atol=0.01)
+    assert row["live_fraction"] <= 0.2
+
+
 def test_ways_to_a_small_network_are_timed_from_the_dense_one(monkeypatch):
     monkeypatch.setattr(controls, "TIMED", [("weight", "none"), ("neuron", "retrain")])
     dense = draw_network([6, 20, 10, 6], np.random.default_rng(0))

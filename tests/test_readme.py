@@ -84,13 +84,16 @@ EXPECTED_DETAILS = [
     *versus(TITLES, 0.99, GRADUAL, "one_shot_magnitude_together retrain"),
     *versus(TITLES, 0.99, GRADUAL, "saliency_weight retrain"),
     *versus(TITLES, 0.95, "weight retrain", GRADUAL),
+    *versus(TITLES, 0.99, "rounds_retrained retrain", GRADUAL),
     *versus(REPLICATIONS, 0.99, GRADUAL, "weight refit", "weight retrain"),
     *versus(TITLES, 0.99, RETRAINED, GRADUAL, "weight retrain", "saliency_weight retrain"),
     *(mean(n, "dense none") for n in ("mnist", LENETS[0], "fashion_mnist", LENETS[1], "digits")),
     *versus(TITLES, 0.95, "saliency_weight none", "weight none"),
     *versus(["digits"], 0.95, "weight none", "saliency_weight none"),
-    *versus(["digits"], 0.95, "saliency_weight centered", "saliency_weight none"),
-    *versus(["digits"], 0.95, "weight centered", "weight none"),
+    *versus(["digits"], 0.95, "weight centered", "saliency_weight centered"),
+    worded(
+        gain(*(values("digits", f"{m} none", 0.95).head(5) for m in ("weight", "saliency_weight")))
+    ),
     *versus(["mnist"], 0.99, ONE_SHOT, "one_shot_magnitude_layer refit"),
     *versus(["mnist"], 0.99, "rounds_saliencies_layer refit", ONE_SHOT),
     *versus(["mnist"], 0.99, "one_shot_magnitude_layer refit", "rounds_magnitude_layer refit"),
@@ -101,7 +104,6 @@ EXPECTED_DETAILS = [
     *versus(LENETS[:1], 0.99, "one_shot_saliencies_together refit", ONE_SHOT),
     *versus(LENETS[:1], 0.99, GRADUAL, "rounds_saliencies_layer refit"),
     *versus(TITLES, 0.99, ONE_SHOT, "sparsegpt refit"),
-    *versus(TITLES, 0.99, "gradual_weight distilled", "weight distilled"),
     *versus(TITLES, 0.97, "rounds_obs_response_together refit", GRADUAL),
     *versus(TITLES, 0.99, "rounds_obs_response_together refit", GRADUAL),
     *versus(TITLES, 0.99, "gradual_weight labeled", "gradual_weight distilled"),
@@ -111,8 +113,9 @@ EXPECTED_DETAILS = [
         for images in (100, 300)
     ),
     worded(gain(values("mnist", GRADUAL, 0.99, images=5000), values("mnist", GRADUAL, 0.99))),
-    *versus(TITLES, 0.99, "random_weight refit_output", "weight refit"),
+    *versus(TITLES, 0.99, "random_weight refit_output", "weight refit_output", "weight refit"),
     *versus(TITLES, 0.99, "weight refit", "random_weight refit"),
+    *versus(LENETS, 0.99, "random_weight refit", "weight refit"),
     *(
         mean("mlpnet", state, sparsity)
         for state in ("weight none", "weight refit", GRADUAL)
@@ -121,6 +124,7 @@ EXPECTED_DETAILS = [
     mean("mlpnet", "rounds_saliencies_layer refit", 0.98),
     *(error(LENETS[0], GRADUAL, sparsity) for sparsity in (0.97, 0.99)),
     *(error(LENETS[0], RETRAINED, sparsity) for sparsity in (0.97, 0.99)),
+    *versus(TITLES, 0.95, "weight no_bias", "weight none"),
     *versus(["mnist"], 0.99, "random_weight refit_output", "random_weight refit"),
     *versus(LENETS, 0.8, "matched_weight refit", "neuron refit"),
     *versus(TITLES, 0.9, "saliency_neuron none", "neuron none"),
@@ -173,7 +177,7 @@ LEADS = [  # data sets, sparsities, the better state, worse ones
     ([*NETWORKS, *REPLICATIONS], (0.97, 0.99), GRADUAL, ["weight refit", "saliency_weight refit"]),
     ([*NETWORKS, *REPLICATIONS], [0.99], GRADUAL, ["weight retrain"]),
     ([*NETWORKS, *REPLICATIONS], [0.99], RETRAINED, ["weight retrain"]),
-    (["digits"], [0.99], "rounds_saliencies_layer refit", [ONE_SHOT]),
+    (["digits"], [0.99], "rounds_saliencies_layer refit", [ONE_SHOT, "weight refit"]),
     (["digits"], [0.9], "neuron refit", ["saliency_neuron refit"]),
 ]
 

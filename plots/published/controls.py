@@ -192,7 +192,7 @@ COMPARED = [  # methods, repairs, numbers of images
     (ABLATION, ["refit"], [RECIPE.refit_images]),
     (OTHERS, ["none", "refit"], [RECIPE.refit_images]),
     (OBS, ["refit"], [RECIPE.refit_images]),
-    (["one_shot_magnitude_together"], ["retrain"], [RECIPE.refit_images]),
+    (["one_shot_magnitude_together", "rounds_retrained"], ["retrain"], [RECIPE.refit_images]),
     (["weight", "saliency_weight"], ["centered"], [RECIPE.refit_images]),
     (["weight", "gradual_weight"], ["distilled", "labeled"], [RECIPE.refit_images]),
     (["gradual_weight"], ["refit"], [100, 300, 5000]),
@@ -205,9 +205,21 @@ def compare(trained, dataset, seed, options):
     distilled: trained on the images to predict the dense network's class probabilities (Hinton,
     Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", at temperature 1).
     labeled: trained on the same images to predict their true labels. Zeros stay zeros.
+    rounds_retrained: as Han et al. 2015 prune (see `prune_weights`), on all labeled images.
     """
     order = project.rng_for(seed, "refit images").permutation(len(dataset.train_images))
     labels = tf.gather(dataset.train_targets, order[: RECIPE.refit_images])
+
+    def rounds_retrained(network, inputs, sparsities, rng):
+        """Remove each layer's smallest weights in rounds, with an epoch of training after each."""
+        share = 1.0  # of the weights that is left
+        for sparsity in sparsities:
+            while 0.8 * share > 1 - sparsity:
+                share *= 0.8
+                hidden = in_each_layer(network.hidden, magnitude(network, inputs), 1 - share)
+                network = network._replace(hidden=tuple(hidden))
+                network = project.train(network, dataset, 1, RECIPE, rng)
+            yield in_each_layer(network.hidden, magnitude(network, inputs), sparsity)
 
     def train_on_few(network, images, classes):
         few = project.Dataset("few", tf.constant(images), classes, None, None)
@@ -220,6 +232,7 @@ def compare(trained, dataset, seed, options):
     def labeled(network, images, targets):
         return train_on_few(network, images, labels)
 
+    pruning = {**project.METHODS, "rounds_retrained": rounds_retrained}
     repairs = [centered, distilled, labeled]
     known = {**project.REPAIRS, **{repair.__name__: repair for repair in repairs}}
     options.sparsities = LEVELS
@@ -229,7 +242,7 @@ def compare(trained, dataset, seed, options):
         for method, options.refit_images in itertools.product(methods, counts):
             if options.refit_images > len(dataset.train_images):
                 continue
-            with mock.patch.object(project, "REPAIRS", chosen):
+            with mock.patch.multiple(project, METHODS=pruning, REPAIRS=chosen):
                 for row in project.measure(trained, dataset, seed, method, options):
                     row["images"] = options.refit_images
                     yield {name: row[name] for name in COLUMNS}

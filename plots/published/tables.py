@@ -86,7 +86,7 @@ def limits(better, worse, confidence=0.95):
 def gain(better, worse, confidence=0.95):
     """Mean paired difference with its interval, as text."""
     mean, low, high = limits(better, worse, confidence)
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]".replace("-0.0", "0.0").replace("-", "−")
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]".replace("-", "−")
 
 
 def mean(*key, **options):
@@ -188,15 +188,16 @@ def advice():
 
 def reached(name):
     """What methods and repairs reach with few weights; those of LeNet-300-100 beside it."""
+    levels = LEVELS if name in TITLES else FEW_LEVELS
     rows = []
     for state, title in STATES.items():
         method, repair = state.split()
-        row = [title, *(cell(name, state, sparsity) for sparsity in LEVELS)]
+        row = [title, *(cell(name, state, sparsity) for sparsity in levels)]
         row += [live(name, method, s) if repair == "none" else "" for s in FEW_LEVELS]
         if name in TITLES:
             row += [mean(f"{LENET} {name}", state, sparsity) for sparsity in FEW_LEVELS]
         rows.append(row)
-    heads = ["", *map(str, LEVELS), "live at 0.95", "0.99"]
+    heads = ["", *map(str, levels), "live at 0.95", "0.99"]
     heads += ["LeNet, 0.95", "0.99"] if name in TITLES else []
     return markdown(heads, rows)
 
