@@ -18,6 +18,10 @@ INPUTS = received(NETWORK, IMAGES)
 CONTROLS = {**controls.ABLATION, **controls.OTHERS}
 
 
+def options(**changes):
+    return argparse.Namespace(**vars(network_pruning.parse_options([])) | changes)
+
+
 def pruned_once(method, network, inputs, sparsity):
     [hidden] = CONTROLS[method](network, inputs, [sparsity], None)
     return hidden
@@ -88,18 +92,12 @@ def test_each_layer_is_pruned_on_the_outputs_of_those_pruned_before(name):
 
 @pytest.mark.skipif(not CASES.exists(), reason="needs the network of the benchmark")
 def test_magnitude_leaves_of_the_public_network_what_its_papers_say():
-    arrays = np.load(CASES / "mlpnet.npz")
-    network = network_pruning.Network(tuple(arrays[name] for name in arrays), None, None)
+    network = network_of([*np.load(CASES / "mlpnet.npz").values(), None, None])
     [dataset] = network_pruning.load_datasets(["mnist"], SHARED / "data")
-    options = argparse.Namespace(refit_images=100)
-    rows = list(controls.prune_mlpnet(network, dataset, 0, options))
+    rows = list(controls.prune_mlpnet(network, dataset, 0, options(refit_images=100)))
     assert len(rows) == 3 * 2 * 7
     by_magnitude = [r["test_accuracy"] for r in rows if r["method"] == "weight"][::2]
     assert by_magnitude[-2:] == pytest.approx([0.8364, 0.3225], abs=2e-4)  # at 0.95 and 0.98
-
-
-def options(**changes):
-    return argparse.Namespace(**vars(network_pruning.parse_options([])) | changes)
 
 
 def test_training_on_a_few_images_brings_a_pruned_network_back_to_the_dense_one(monkeypatch):

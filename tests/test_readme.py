@@ -18,6 +18,7 @@ METHOD, LOOP = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 LENETS = [f"{LENET} {name}" for name in TITLES]
 REPLICATIONS = [f"{REPLICATION} {name}" for name in TITLES]
 NETWORKS = [*TITLES, *LENETS]
+EVERYWHERE = [*NETWORKS, *REPLICATIONS]
 GRADUAL, RETRAINED = "gradual_weight refit", "gradual_weight retrain"
 ONE_SHOT = "one_shot_saliencies_layer refit"
 FEWER = ("saliency_weight refit", 0.97)  # weights than neurons at 0.9
@@ -161,10 +162,10 @@ UNLABELED += [f"{name} refit" for name in controls.ABLATION if "rounds_saliencie
 UNLABELED += ["rounds_obs_layer refit", "random_weight refit_output", "weight distilled"]
 LEADS = [  # data sets, sparsities, the better state, worse ones
     (TITLES, (0.97, 0.99), GRADUAL, UNLABELED),
-    ([*NETWORKS, *REPLICATIONS], (0.97, 0.99), GRADUAL, ["weight refit", "saliency_weight refit"]),
-    ([*NETWORKS, *REPLICATIONS], [0.99], GRADUAL, ["weight retrain"]),
+    (EVERYWHERE, (0.97, 0.99), GRADUAL, ["weight refit", "saliency_weight refit"]),
+    (EVERYWHERE, [0.99], GRADUAL, ["weight retrain"]),
     (TITLES, [0.99], RETRAINED, ["rounds_retrained retrain"]),
-    ([*NETWORKS, *REPLICATIONS], [0.99], RETRAINED, ["weight retrain"]),
+    (EVERYWHERE, [0.99], RETRAINED, ["weight retrain"]),
     (["digits"], [0.99], "rounds_saliencies_layer refit", [ONE_SHOT, "weight refit"]),
     (["digits"], [0.9], "neuron refit", ["saliency_neuron refit"]),
 ]

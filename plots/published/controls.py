@@ -7,10 +7,10 @@ Uses the dense networks in networks/ of --output-dir; those that are not there a
 """
 
 import argparse
-import functools
 import itertools
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -73,9 +73,9 @@ def obs_response(network, inputs):
 
 def all_saliencies(network, inputs):
     """Saliencies of a network whose output layer is pruned as well: the last of `hidden`."""
-    *hidden, output = network.hidden
-    split = project.Network(tuple(hidden), output, np.zeros(output.shape[1]))
-    received = np.asarray(inputs[len(hidden)])
+    output = network.hidden[-1]
+    split = project.network_of([*network.hidden, np.zeros(output.shape[1])])
+    received = np.asarray(inputs[-2])
     norms = np.linalg.norm(received, axis=0)[:, np.newaxis]
     response = np.sqrt(len(received))  # of each logit to itself, over all images
     return [*saliencies(split, inputs[:-1]), np.abs(output) * norms * response]
@@ -159,7 +159,6 @@ def layer_by_layer(prune, network, inputs, sparsities, rng):
         yield pruned
 
 
-partial = functools.partial
 WHERE = {"layer": in_each_layer, "together": project.prune_together}
 ABLATION = {
     f"{schedule.__name__}_{score.__name__}_{where}": partial(schedule, score, select)
@@ -232,7 +231,7 @@ def compare(trained, dataset, seed, options):
     def labeled(network, images, targets):
         return train_on_few(network, images, labels)
 
-    pruning = {**project.METHODS, "rounds_retrained": rounds_retrained}
+    pruning = {**project.METHODS, **ABLATION, **OTHERS, **OBS, "rounds_retrained": rounds_retrained}
     repairs = [centered, distilled, labeled]
     known = {**project.REPAIRS, **{repair.__name__: repair for repair in repairs}}
     options.sparsities = LEVELS
@@ -325,11 +324,9 @@ def main():
     add("--speed", action="store_true", help="time networks; let nothing else run meanwhile")
     add("--mlpnet", type=Path, help="NPZ file with the kernels of the public benchmark")
     arguments = parser.parse_args()
-    project.METHODS.update({**ABLATION, **OTHERS, **OBS})
     changes = ["--output-dir", arguments.output_dir, "--hidden-units", *arguments.hidden_units]
     if arguments.mlpnet:
-        kernels = np.load(arguments.mlpnet)
-        mlpnet = project.Network(tuple(kernels[name] for name in kernels), None, None)
+        mlpnet = project.network_of([*np.load(arguments.mlpnet).values(), None, None])
     header = True
     for dataset in project.load_datasets(arguments.datasets, arguments.data_dir):
         data = project.fingerprint(*dataset[1:])

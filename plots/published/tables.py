@@ -145,13 +145,18 @@ def markdown(heads, rows, texts=1):
     return "\n".join("|".join(["", *line, ""]) for line in (heads, rule, *rows))
 
 
+def heads_at(title, levels):
+    """Heads of a column for each level, with a title at the first."""
+    return [f"{title} {levels[0]}", *map(str, levels[1:])]
+
+
 def compared(states, names, levels):
     """Mean accuracies of states, with titles, of data sets, with titles, at sparsities."""
     cells = list(itertools.product(names, levels))
     rows = [
         [title, *(mean(name, state, s) for name, s in cells)] for state, title in states.items()
     ]
-    heads = [f"{names[name]} {s}" if s == levels[0] else f"{s}" for name, s in cells]
+    heads = [head for title in names.values() for head in heads_at(title, levels)]
     return markdown(["", *heads], rows)
 
 
@@ -197,8 +202,8 @@ def reached(name):
         if name in TITLES:
             row += [mean(f"{LENET} {name}", state, sparsity) for sparsity in FEW_LEVELS]
         rows.append(row)
-    heads = ["", *map(str, levels), "live at 0.95", "0.99"]
-    heads += ["LeNet, 0.95", "0.99"] if name in TITLES else []
+    heads = ["", *map(str, levels), *heads_at("live at", FEW_LEVELS)]
+    heads += heads_at("LeNet,", FEW_LEVELS) if name in TITLES else []
     return markdown(heads, rows)
 
 
